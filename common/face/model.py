@@ -1,0 +1,154 @@
+"""The face model over 68 landmarks: M = M̄ + M_id α_id + M_exp α_exp (dual-diffusion paper, eq. 1).
+
+Face space: x to the image's right, y up, z towards the camera; iBUG-68 order. `python -m common.face.model fit` makes
+the built-in model from landmark tracks (see `common.face.model_fit` for how); this module only holds and stores it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from common.errors import InputError
+
+N_POINTS = 68
+CONVENTION = "facemesh68"  # FaceMesh's points in iBUG order: at the cheeks the jaw line lies inside iBUG's
+BUILTIN_DIR = Path(__file__).resolve().parents[2] / "weights" / "small" / "face_model"
+_FORMAT = "duet-face-model-1"
+
+# Groups of points, iBUG-68, by number. Left and right are the image's.
+JAW = tuple(range(17))
+BROWS = tuple(range(17, 27))
+NOSE = tuple(range(27, 36))
+LEFT_EYE, RIGHT_EYE = tuple(range(36, 42)), tuple(range(42, 48))
+EYES = LEFT_EYE + RIGHT_EYE
+LIDS = (37, 38, 40, 41, 43, 44, 46, 47)  # the eyes without their corners
+LID_PAIRS = ((37, 41), (38, 40), (43, 47), (44, 46))  # upper, lower
+LIPS = tuple(range(48, 68))
+OUTER_LIP, INNER_LIP = tuple(range(48, 60)), tuple(range(60, 68))
+LIP_STREAM = JAW + LIPS  # 37 points: the paper's lip-related stream
+REST = BROWS + NOSE + EYES  # 31 points: the rest
+RIGID = (27, 28, 29, 30, 36, 39, 42, 45, 0, 16)  # move with the skull: nose bridge, eye corners, ears
+MIRROR = (
+    *range(16, -1, -1),
+    *range(26, 16, -1),
+    *(27, 28, 29, 30, 35, 34, 33, 32, 31),
+    *(45, 44, 43, 42, 47, 46, 39, 38, 37, 36, 41, 40),
+    *(54, 53, 52, 51, 50, 49, 48, 59, 58, 57, 56, 55),
+    *(64, 63, 62, 61, 60, 67, 66, 65),
+)  # point i of a mirrored face is point MIRROR[i] of the face
+
+
+def mirror(points: Tensor) -> Tensor:
+    """The mirror image of face-space points or displacements [..., 68, 3]: x changes sign, left and right swap."""
+    return points[..., MIRROR, :] * points.new_tensor([-1.0, 1.0, 1.0])
+
+
+@dataclass(frozen=True)
+class FaceModel:
+    """mean [68, 3]; identity [K, 68, 3] and expression [E, 68, 3], each direction of length 1, with the standard
+
+    deviations of their coefficients identity_std [K], expression_std [E]; float32, all in units of metres_per_unit.
+    """
+
+    mean: Tensor
+    identity: Tensor
+    expression: Tensor
+    identity_std: Tensor
+    expression_std: Tensor
+    metres_per_unit: float
+    name: str
+    convention: str = CONVENTION
+
+    def __post_init__(self) -> None:
+        k, e = len(self.identity_std), len(self.expression_std)
+        wanted = {"mean": (68, 3), "identity": (k, 68, 3), "expression": (e, 68, 3)}
+        for field, shape in wanted.items():
+            if tuple(getattr(self, field).shape) != shape:
+                raise ValueError(f"{field} must be {list(shape)}, got {list(getattr(self, field).shape)}")
+
+    def shape(self, identity: Tensor | None = None, expression: Tensor | None = None) -> Tensor:
+        """Points [..., 68, 3] of coefficients [..., K] and [..., E], in units (not standard deviations); eq. 1."""
+        points = self.mean
+        if identity is not None:
+            points = points + torch.einsum("...k,kpc->...pc", identity, self.identity)
+        if expression is not None:
+            points = points + torch.einsum("...e,epc->...pc", expression, self.expression)
+        return points
+
+    def to(self, device: torch.device | str) -> FaceModel:
+        return FaceModel(
+            *(getattr(self, name).to(device) for name in _TENSORS), self.metres_per_unit, self.name, self.convention
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write model.safetensors (float16: steps of 0.02 mm) and config.json; keeps what config.json says besides."""
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {name: getattr(self, name).half().contiguous() for name in _TENSORS}
+        save_file(tensors, folder / "model.safetensors", metadata={"format": _FORMAT})
+        config = {
+            "format": _FORMAT,
+            "name": self.name,
+            "convention": self.convention,
+            "metres_per_unit": self.metres_per_unit,
+            "n_identity": len(self.identity_std),
+            "n_expression": len(self.expression_std),
+        }
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+    @staticmethod
+    def load(folder: Path) -> FaceModel:
+        """Read what `save` wrote; raises InputError that names the file when that can't be done."""
+        config_path, weights_path = folder / "config.json", folder / "model.safetensors"
+        try:
+            config = json.loads(config_path.read_text())
+            if config["format"] != _FORMAT:
+                raise InputError(f"{config_path} is not a face model of this version: format {config['format']!r}.")
+            tensors = {name: tensor.float() for name, tensor in load_file(weights_path).items()}
+            return FaceModel(
+                *(tensors[name] for name in _TENSORS), config["metres_per_unit"], config["name"], config["convention"]
+            )
+        except FileNotFoundError as error:
+            raise InputError(f"{error.filename or weights_path} is missing: a face model has both files.") from error
+        except InputError:
+            raise
+        except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+            raise InputError(f"{folder} does not hold a readable face model ({error}).") from error
+
+    @staticmethod
+    @cache
+    def builtin() -> FaceModel:
+        """The model in this repository (weights/small/face_model)."""
+        return FaceModel.load(BUILTIN_DIR)
+
+
+_TENSORS = ("mean", "identity", "expression", "identity_std", "expression_std")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m common.face.model", description=__doc__)
+    commands = parser.add_subparsers(required=True)
+    fit = commands.add_parser("fit", help="fit the model to the landmark tracks of a data folder's train split")
+    fit.add_argument("--data", type=Path, required=True, help="folder with index.csv and tracks/")
+    fit.add_argument("--out", type=Path, default=BUILTIN_DIR)
+    fit.add_argument("--identity", type=int, default=24, help="identity directions")
+    fit.add_argument("--expression", type=int, default=32, help="expression directions")
+    arguments = parser.parse_args(argv)
+
+    from common.face.model_fit import fit_face_model, report  # it needs this module
+
+    model = fit_face_model(arguments.data, arguments.identity, arguments.expression)
+    model.save(arguments.out)
+    print(report(model, arguments.data))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+"""POS: head pose from orthography and scaling, and the pose that follows from it.
+
+Two spaces meet here. *Image landmarks* are pixels, x right, y down, z in the same scale and negative towards the camera
+(FaceMesh's convention). *Face space* is right-handed: x to the image's right, y up, z towards the camera.
+`flip_image` is the one function that goes from one to the other; everything else in this module has v up.
+
+The model is scaled orthography: u = s r1·X + t_x, v = s r2·X + t_y. `pos` solves it in closed form, as the preprocessing
+of Deep3DFaceRecon does (which keeps only s and t) with 3DDFA's rotation beside it; `align` is the least-squares pose
+under a true rotation, in which depth may count as much or as little as it deserves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+DEPTH_WEIGHT = 0.1  # of a squared depth residual beside a squared pixel: monocular depth is some three times noisier
+
+
+@dataclass(frozen=True)
+class Pose:
+    """Scaled orthographic pose; any leading shape `...` (frames, mostly).
+
+    scale [...]: pixels per model unit; rotation [..., 3, 3]: rows r1, r2, r3 = r1 x r2; translation [..., 2]: pixels, v up.
+    """
+
+    scale: Tensor
+    rotation: Tensor
+    translation: Tensor
+
+    def project(self, points3d: Tensor) -> Tensor:
+        """Face space [..., P, 3] -> [..., P, 3]: u and v in pixels (v up) and the depth s r3·X, without an offset."""
+        turned = self.scale[..., None, None] * (points3d @ self.rotation.mT)  # [..., P, 3]
+        return turned + torch.nn.functional.pad(self.translation, (0, 1))[..., None, :]
+
+    def unproject(self, points: Tensor) -> Tensor:
+        """The inverse of `project`: u, v, depth [..., P, 3] -> face space [..., P, 3]."""
+        centred = points - torch.nn.functional.pad(self.translation, (0, 1))[..., None, :]
+        return (centred / self.scale[..., None, None]) @ self.rotation
+
+    def __getitem__(self, index: int | slice | Tensor) -> Pose:
+        return Pose(self.scale[index], self.rotation[index], self.translation[index])
+
+
+def flip_image(points: Tensor, height: int) -> Tensor:
+    """Image landmarks (y down, z away from the camera) <-> u, v, depth (v up, depth towards it); its own inverse.
+
+    points: [..., 2] or [..., 3] in pixels; height: rows of the picture, so that v = height - 1 - row.
+    """
+    if points.shape[-1] not in (2, 3):
+        raise ValueError(f"points must be [..., 2] or [..., 3], got shape {list(points.shape)}")
+    flipped = [points[..., 0], (height - 1) - points[..., 1]]
+    if points.shape[-1] == 3:
+        flipped.append(-points[..., 2])
+    return torch.stack(flipped, dim=-1)
+
+
+def five_points(landmarks: Tensor) -> Tensor:
+    """68 points [..., 68, D] -> [..., 5, D]: both eyes (mean of their corners), nose tip, both mouth corners.
+
+    Image left first. The references' selection, for pictures or model points alike.
+    """
+    eyes = [landmarks[..., corners, :].mean(dim=-2) for corners in ([36, 39], [42, 45])]
+    return torch.stack([*eyes, landmarks[..., 30, :], landmarks[..., 48, :], landmarks[..., 54, :]], dim=-2)
+
+
+def pos_affine(points3d: Tensor, points2d: Tensor, weights: Tensor | None = None) -> Tensor:
+    """The affine camera that best maps points3d to points2d: [..., 2, 4], rows k0..k3 (for u) and k4..k7 (for v).
+
+    points3d: [..., P, 3]; points2d: [..., P, 2], v up; weights: [..., P], of the squared residuals. Leading shapes
+    broadcast. The minimum-norm solution where the points leave it open (all in a plane, fewer than four).
+    """
+    if points3d.shape[-1] != 3 or points2d.shape[-1] != 2 or points3d.shape[-2] != points2d.shape[-2]:
+        raise ValueError(
+            f"pos needs points [..., P, 3] and [..., P, 2], got {list(points3d.shape)} and {list(points2d.shape)}"
+        )
+    homogeneous = torch.nn.functional.pad(points3d.double(), (0, 1), value=1.0)  # [..., P, 4]
+    target = points2d.double()
+    if weights is not None:
+        root = weights.double().sqrt()[..., None]
+        homogeneous, target = homogeneous * root, target * root
+    return (torch.linalg.pinv(homogeneous) @ target).mT.to(points2d.dtype)  # [..., 2, 4]
+
+
+def pos(points3d: Tensor, points2d: Tensor, weights: Tensor | None = None) -> Pose:
+    """Closed-form pose of points3d [..., P, 3] in the picture points2d [..., P, 2] (v up); see `pos_affine`.
+
+    scale = (|R1| + |R2|) / 2 and the translation are the references'; the rotation is the nearest one (polar factor of
+    the normalised rows), where the references' rows are not orthogonal under noise. Differentiable.
+    """
+    return pose_from_affine(pos_affine(points3d, points2d, weights))
+
+
+def pos_five(points3d: Tensor, points2d: Tensor) -> Pose:
+    """`pos` on the five points of 68 landmarks each: what crops of published models were made with; noisy."""
+    return pos(five_points(points3d), five_points(points2d))
+
+
+def pose_from_affine(affine: Tensor) -> Pose:
+    """Affine camera [..., 2, 4] -> Pose."""
+    tiny = torch.finfo(affine.dtype).tiny ** 0.25
+    norms = (affine[..., :3].square().sum(dim=-1) + tiny**2).sqrt()  # [..., 2]; finite gradient at zero
+    rows = affine[..., :3] / norms[..., None]
+    return Pose(norms.mean(dim=-1), nearest_rotation(rows), affine[..., 3])
+
+
+def nearest_rotation(rows: Tensor) -> Tensor:
+    """The rotation whose first two rows are nearest to `rows` [..., 2, 3]: the polar factor, r3 = r1 x r2.
+
+    (A Aᵀ)^(-1/2) A, with the root of the 2x2 matrix in closed form: an SVD's gradient is infinite where the two
+    singular values are equal, which is where a good pose is. Parallel rows have no answer; it stays finite.
+    """
+    gram = rows @ rows.mT  # [..., 2, 2]
+    floor = 1e-6 * gram.diagonal(dim1=-2, dim2=-1).mean(dim=-1).square()
+    root_det = (gram[..., 0, 0] * gram[..., 1, 1] - gram[..., 0, 1] ** 2).clamp(min=floor).sqrt()
+    trace = gram[..., 0, 0] + gram[..., 1, 1]
+    identity = torch.eye(2, dtype=rows.dtype, device=rows.device)
+    adjugate = trace[..., None, None] * identity - gram  # of gram
+    # sqrt(M) = (M + d I) / q with d = sqrt(det M), q = sqrt(tr M + 2 d), and det sqrt(M) = d; so its inverse is:
+    inverse_root = (adjugate + root_det[..., None, None] * identity) / (root_det * (trace + 2 * root_det).sqrt())[
+        ..., None, None
+    ]
+    r12 = inverse_root @ rows
+    return torch.cat([r12, torch.linalg.cross(r12[..., 0, :], r12[..., 1, :])[..., None, :]], dim=-2)
+
+
+def align(
+    points3d: Tensor,
+    points: Tensor,
+    weights: Tensor | None = None,
+    depth_weight: float = DEPTH_WEIGHT,
+    n_iterations: int = 6,
+) -> Pose:
+    """The least-squares pose with a true rotation, by Gauss-Newton from `pos`.
+
+    points3d: [..., P, 3]; points: [..., P, 2] (v up), or [..., P, 3] with depth (towards the camera, pixels, any
+    offset), whose squared residuals count depth_weight times; weights: [P] or [..., P]. Returns Pose [...].
+    """
+    shape = torch.broadcast_shapes(points3d.shape[:-1], points.shape[:-1])
+    weights = torch.ones(shape, dtype=points.dtype, device=points.device) if weights is None else weights
+    weights = weights.to(points).expand(shape)
+    pose = pos(points3d, points[..., :2], weights)
+    target, x = points.double(), points3d.double().expand(*shape, 3)
+    if points.shape[-1] == 2:
+        target, depth_weight = torch.nn.functional.pad(target, (0, 1)), 0.0
+    scale, rotation = pose.scale.double(), pose.rotation.double()
+    share = weights.double() / weights.double().sum(dim=-1, keepdim=True)  # [..., P]
+    axis_weight = target.new_tensor([1.0, 1.0, depth_weight])
+
+    def centred(value: Tensor) -> Tensor:  # the best translation, depth's offset included, leaves centred residuals
+        return value - (share[..., None] * value).sum(dim=-2, keepdim=True)
+
+    x, target = centred(x), centred(target)
+    for _ in range(n_iterations):
+        turned = scale[..., None, None] * (x @ rotation.mT)  # [..., P, 3]
+        # columns: rotation about u, v, depth (ω x p), and the logarithm of the scale
+        p_u, p_v, p_d = turned.unbind(-1)
+        zero = torch.zeros_like(p_u)
+        jacobian = torch.stack(
+            [
+                torch.stack([zero, -p_d, p_v], dim=-1),
+                torch.stack([p_d, zero, -p_u], dim=-1),
+                torch.stack([-p_v, p_u, zero], dim=-1),
+                turned,
+            ],
+            dim=-1,
+        )  # [..., P, 3, 4]
+        weighted = jacobian * (share[..., None] * axis_weight)[..., None]
+        normal = torch.einsum("...pai,...paj->...ij", weighted, jacobian)
+        gradient = torch.einsum("...pai,...pa->...i", weighted, target - turned)
+        damping = 1e-6 * normal.diagonal(dim1=-2, dim2=-1).sum(dim=-1) + 1e-12
+        normal = normal + damping[..., None, None] * torch.eye(4, dtype=normal.dtype, device=normal.device)
+        step = torch.linalg.solve(normal, gradient)  # [..., 4]
+        rotation = exp_rotation(step[..., :3].clamp(-0.5, 0.5)) @ rotation
+        scale = scale * step[..., 3].clamp(-0.5, 0.5).exp()
+    mean3d = (share[..., None] * points3d.double()).sum(dim=-2)  # [..., 3]
+    mean2d = (share[..., None] * points[..., :2].double()).sum(dim=-2)
+    translation = mean2d - scale[..., None] * (rotation @ mean3d[..., None])[..., :2, 0]
+    return Pose(scale.to(points), rotation.to(points), translation.to(points))
+
+
+def exp_rotation(vector_rad: Tensor) -> Tensor:
+    """Rotation vectors [..., 3] in radians -> matrices [..., 3, 3] (Rodrigues)."""
+    x, y, z = vector_rad.unbind(-1)
+    zero = torch.zeros_like(x)
+    skew = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=-1).unflatten(-1, (3, 3))
+    return torch.linalg.matrix_exp(skew)
+
+
+def euler_rad(rotation: Tensor) -> Tensor:
+    """Rotations [..., 3, 3] -> pitch, yaw, roll [..., 3] in radians; R = Rz(roll) Ry(yaw) Rx(pitch).
+
+    Positive: the face looks down (pitch), turns to the image's right (yaw), and the head tips to the image's left (roll,
+    counter-clockwise as seen). Gimbal lock at a full profile, where no landmark network works anyway.
+    """
+    pitch = torch.atan2(rotation[..., 2, 1], rotation[..., 2, 2])
+    yaw = torch.asin((-rotation[..., 2, 0]).clamp(-1, 1))
+    roll = torch.atan2(rotation[..., 1, 0], rotation[..., 0, 0])
+    return torch.stack([pitch, yaw, roll], dim=-1)
+
+
+def from_euler_rad(angles_rad: Tensor) -> Tensor:
+    """Pitch, yaw, roll [..., 3] -> rotations [..., 3, 3]: the inverse of `euler_rad`."""
+    pitch, yaw, roll = (
+        torch.nn.functional.pad(a[..., None], p)
+        for a, p in zip(angles_rad.unbind(-1), ((0, 2), (1, 1), (2, 0)), strict=True)
+    )
+    return exp_rotation(roll) @ exp_rotation(yaw) @ exp_rotation(pitch)
