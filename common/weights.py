@@ -2,7 +2,7 @@
 
 A name is looked up in this order: built-in (`small/<part>`, under the repository's `weights/`), a folder on this
 machine, a hub id `org/name[@revision]`. Nothing is downloaded unless the user names a hub id. Pickled files can run
-code when they are opened: `from_pretrained` refuses them, and `read_checkpoint` reads tensors and plain containers only.
+code when they are opened: `from_pretrained` refuses them, `read_checkpoint` reads tensors and plain containers only.
 """
 
 import json
@@ -76,13 +76,14 @@ def find(name_or_path: str | Path) -> Path:
             )
         return BUILT_IN_DIR / name
     local = Path(name).expanduser()
-    if local.exists() or not _HUB_ID.fullmatch(name):
+    # A mistyped path below an existing folder isn't sent to the hub as if it were an id.
+    if local.exists() or local.parent.is_dir() or not _HUB_ID.fullmatch(name):
         return _checked_folder(local)
     return _checked_folder(_fetch(name))
 
 
 def _checked_folder(path: Path) -> Path:
-    """The path itself, if it is a folder with weights and configuration in it; else an InputError that says what it is."""
+    """The folder itself, if weights and configuration are in it; else an InputError that says what is there."""
     if path.is_file():
         if path.name == WEIGHTS_NAME:
             return _checked_folder(path.parent)
@@ -125,8 +126,8 @@ def _fetch(hub_id: str) -> Path:
                 "check the network connection and the spelling, or download it elsewhere and give the folder's path"
             )
         raise InputError(
-            f"can't get the weights '{hub_id}': they are not in {BUILT_IN_DIR.name}/, not a folder here, not in the cache "
-            f"{constants.HF_HUB_CACHE}, and the hub did not give them ({name}); {remedy}"
+            f"can't get the weights '{hub_id}': they are not in {BUILT_IN_DIR.name}/, not a folder here, not in the "
+            f"cache {constants.HF_HUB_CACHE}, and the hub did not give them ({name}); {remedy}"
         ) from error
 
 
@@ -182,9 +183,9 @@ def save(
 ) -> None:
     """Write weights and configuration; floating-point tensors as `dtype`, whole numbers and booleans as they are.
 
-    Both files are complete on the disk before either takes its name, so an interruption leaves the old pair or the new
-    one. The same weights give the same bytes. Other files in the folder stay. Raises ValueError where a finite number
-    doesn't fit `dtype` (float16 ends at 65504), InputError where the folder can't be written.
+    Both files are written out before either takes its name, so an interruption leaves the old pair or the new one. The
+    same weights give the same bytes. Other files in the folder stay. Raises ValueError where a finite number doesn't
+    fit `dtype` (float16 ends at 65504), InputError where the folder can't be written.
     """
     if dtype not in (torch.bfloat16, torch.float16, torch.float32):
         raise ValueError(f"weights are saved as bfloat16, float16 or float32, got {dtype}")
@@ -206,7 +207,7 @@ def save(
 
 
 def _as_stored(key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A contiguous copy on the CPU, in the dtype of the file (a copy: safetensors refuses tensors that share memory)."""
+    """A contiguous copy on the CPU in the file's dtype (a copy: safetensors refuses tensors that share memory)."""
     tensor = tensor.detach().cpu()
     if not tensor.is_floating_point():
         return tensor.clone(memory_format=torch.contiguous_format)
@@ -243,8 +244,8 @@ def _read_safetensors(path: Path) -> State:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError, AttributeError, RuntimeError) as error:
         raise InputError(
-            f"can't read {path} ({error}): it is damaged or not a safetensors file (an unfinished download, or a Git LFS "
-            "pointer in place of the file?); get a fresh copy of it"
+            f"can't read {path} ({error}): it is damaged or not a safetensors file (an unfinished download, or a Git "
+            "LFS pointer in place of the file?); get a fresh copy of it"
         ) from error
 
 
