@@ -1,0 +1,42 @@
+"""Opening and decoding media through FFmpeg (PyAV), tolerant of damage, for `common.sound` and `common.media`."""
+
+import logging
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+from av.container import InputContainer
+
+log = logging.getLogger(__name__)
+
+
+def open_container(path: Path) -> InputContainer:
+    """Open a local file, and nothing but local files: a playlist in disguise must not reach for the network."""
+    return av.open(f"file:{path.absolute()}", "r", options={"protocol_whitelist": "file"}, metadata_errors="replace")
+
+
+def is_cover(stream: Any) -> bool:
+    """Whether a video stream is a picture attached to a sound file (album art)."""
+    return bool(stream.disposition & av.stream.Disposition.attached_pic)
+
+
+def origin_s(container: InputContainer) -> Fraction:
+    """The time stamp at which players start: the earliest stream's; what lies before 0 is priming, never shown."""
+    return max(Fraction(0), Fraction(container.start_time or 0, av.time_base))
+
+
+def decoded(path: Path, container: InputContainer, stream: Any) -> Iterator[Any]:
+    """The frames of one stream. Packets that can't be decoded are left out, counted, and logged."""
+    n_packets = n_bad = 0
+    for packet in container.demux(stream):
+        n_packets += 1
+        try:
+            frames = packet.decode()
+        except av.FFmpegError:
+            n_bad += 1
+            continue
+        yield from frames
+    if n_bad:
+        log.warning("%s: %d of %d packets are damaged and left out.", path, n_bad, n_packets)
