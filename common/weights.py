@@ -6,10 +6,9 @@ code when they are opened: `from_pretrained` refuses them, `read_checkpoint` rea
 """
 
 import json
-import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from common.errors import InputError
+from common.files import atomic_path
 
 BUILT_IN_DIR = Path(__file__).resolve().parents[1] / "weights"
 WEIGHTS_NAME, CONFIG_NAME = "model.safetensors", "config.json"
@@ -71,8 +71,8 @@ def find(name_or_path: str | Path) -> Path:
         if name.rstrip("/") not in built_in():
             known = ", ".join(built_in()) or "none"
             raise InputError(
-                f"no built-in weights are called '{name}' (there are: {known}): choose one of these, "
-                f"or write './{name}' for a folder of your own"
+                f"No built-in weights are called '{name}' (there are: {known}): choose one of these, "
+                f"or write './{name}' for a folder of your own."
             )
         return BUILT_IN_DIR / name
     local = Path(name).expanduser()
@@ -90,18 +90,18 @@ def _checked_folder(path: Path) -> Path:
         kind = "a pickled file, which can run code when it is opened" if path.suffix in _PICKLE_SUFFIXES else "a file"
         raise InputError(
             f"{path} is {kind}: weights are read from a folder with {WEIGHTS_NAME} and {CONFIG_NAME} in it, "
-            "so name such a folder"
+            "so name such a folder."
         )
     if not path.is_dir():
         raise InputError(
-            f"no weights at {path}: it is neither built-in ({', '.join(built_in()) or 'none are'}), nor a folder here, "
-            "nor a hub id of the form org/name, so check the spelling"
+            f"There are no weights at {path}: it is neither built-in ({', '.join(built_in()) or 'none are'}), nor a "
+            "folder here, nor a hub id of the form org/name, so check the spelling."
         )
     for name in (WEIGHTS_NAME, CONFIG_NAME):
         if not (path / name).is_file():
             pickles = sorted(p.name for p in path.iterdir() if p.suffix in _PICKLE_SUFFIXES)
             why = f"; it has {pickles[0]}, a pickled file, which can run code when it is opened" if pickles else ""
-            raise InputError(f"{path} has no {name}{why}: name a folder that has {WEIGHTS_NAME} and {CONFIG_NAME}")
+            raise InputError(f"{path} has no {name}{why}: name a folder that has {WEIGHTS_NAME} and {CONFIG_NAME}.")
     return path
 
 
@@ -126,8 +126,8 @@ def _fetch(hub_id: str) -> Path:
                 "check the network connection and the spelling, or download it elsewhere and give the folder's path"
             )
         raise InputError(
-            f"can't get the weights '{hub_id}': they are not in {BUILT_IN_DIR.name}/, not a folder here, not in the "
-            f"cache {constants.HF_HUB_CACHE}, and the hub did not give them ({name}); {remedy}"
+            f"Can't get the weights '{hub_id}': they are not in {BUILT_IN_DIR.name}/, not a folder here, not in the "
+            f"cache {constants.HF_HUB_CACHE}, and the hub did not give them ({name}); {remedy}."
         ) from error
 
 
@@ -150,8 +150,8 @@ def check(state: Mapping[str, Tensor], expect: nn.Module | Mapping[str, Tensor],
     if wrong:
         more = f" and {len(wrong) - 3} more differences" if len(wrong) > 3 else ""
         raise InputError(
-            f"the weights in {source} don't fit this model: {', '.join(wrong[:3])}{more}; "
-            "they were made for another configuration or version, so use them with that, or choose others"
+            f"The weights in {source} don't fit this model: {', '.join(wrong[:3])}{more}; "
+            "they were made for another configuration or version, so use them with that, or choose others."
         )
     return {key: state[key].to(target.dtype) for key, target in wanted.items()}
 
@@ -162,16 +162,16 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Returns the dictionary as stored (training code often puts the weights under 'state_dict' or 'model').
     """
     if not path.is_file():
-        raise InputError(f"no checkpoint at {path}: check the path")
+        raise InputError(f"There is no checkpoint at {path}: check the path.")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a hostile or damaged pickle can fail in any way it likes
         raise InputError(
-            f"can't read the checkpoint {path} safely ({type(error).__name__}): it is damaged, or holds more than "
-            f"tensors and plain containers; save its weights as {WEIGHTS_NAME} where you trust it"
+            f"Can't read the checkpoint {path} safely ({type(error).__name__}): it is damaged, or holds more than "
+            f"tensors and plain containers; save its weights as {WEIGHTS_NAME} where you trust it."
         ) from error
     if not isinstance(content, dict):
-        raise InputError(f"the checkpoint {path} holds a {type(content).__name__}: a dictionary of tensors is needed")
+        raise InputError(f"The checkpoint {path} holds a {type(content).__name__}: a dictionary of tensors is needed.")
     return content
 
 
@@ -192,18 +192,15 @@ def save(
     state = module_or_state.state_dict() if isinstance(module_or_state, nn.Module) else module_or_state
     stored = {key: _as_stored(key, tensor, dtype) for key, tensor in state.items()}
     text = json.dumps(dict(config), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with ExitStack() as stack:
-            # Renamed in reverse order: weights first.
-            config_path = stack.enter_context(_written_whole(folder / CONFIG_NAME))
-            weights_path = stack.enter_context(_written_whole(folder / WEIGHTS_NAME))
+    with ExitStack() as stack:
+        # Renamed in reverse order: weights first.
+        config_path = stack.enter_context(atomic_path(folder / CONFIG_NAME, overwrite=True))
+        weights_path = stack.enter_context(atomic_path(folder / WEIGHTS_NAME, overwrite=True))
+        try:
             save_file(stored, weights_path, metadata={"format": "pt"})
-            config_path.write_text(text, encoding="utf-8")
-    except (OSError, SafetensorError) as error:
-        raise InputError(
-            f"can't write the weights to {folder} ({error}): choose a folder that can be written"
-        ) from error
+        except SafetensorError as error:
+            raise InputError(f"Can't write {folder / WEIGHTS_NAME} ({error}): choose another place.") from error
+        config_path.write_text(text, encoding="utf-8")
 
 
 def _as_stored(key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -217,25 +214,13 @@ def _as_stored(key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return stored
 
 
-@contextmanager
-def _written_whole(path: Path) -> Iterator[Path]:
-    """A temporary name in the same folder, renamed to `path` at the end and removed when something goes wrong."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield part
-        part.replace(path)
-    finally:
-        with suppress(FileNotFoundError):
-            part.unlink()
-
-
 def _read_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:  # ValueError: neither JSON nor UTF-8
-        raise InputError(f"can't read {path} ({error}): it must be a JSON file; get a fresh copy of it") from error
+        raise InputError(f"Can't read {path} ({error}): it must be a JSON file; get a fresh copy of it.") from error
     if not isinstance(config, dict):
-        raise InputError(f"{path} holds a {type(config).__name__}: it must be a JSON object; get a fresh copy of it")
+        raise InputError(f"{path} holds a {type(config).__name__}: it must be a JSON object; get a fresh copy of it.")
     return config
 
 
@@ -244,8 +229,8 @@ def _read_safetensors(path: Path) -> State:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError, AttributeError, RuntimeError) as error:
         raise InputError(
-            f"can't read {path} ({error}): it is damaged or not a safetensors file (an unfinished download, or a Git "
-            "LFS pointer in place of the file?); get a fresh copy of it"
+            f"Can't read {path} ({error}): it is damaged or not a safetensors file (an unfinished download, or a Git "
+            "LFS pointer in place of the file?); get a fresh copy of it."
         ) from error
 
 
