@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -85,14 +85,12 @@ class FaceModel:
         return points
 
     def to(self, device: torch.device | str) -> FaceModel:
-        return FaceModel(
-            *(getattr(self, name).to(device) for name in _TENSORS), self.metres_per_unit, self.name, self.convention
-        )
+        return replace(self, **{name: getattr(self, name).to(device) for name in _TENSORS})
 
     def save(self, folder: Path) -> None:
-        """Write model.safetensors (float16: steps of 0.02 mm) and config.json; keeps what config.json says besides."""
+        """Write model.safetensors and config.json."""
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: getattr(self, name).half().contiguous() for name in _TENSORS}
+        tensors = {name: getattr(self, name).contiguous() for name in _TENSORS}
         save_file(tensors, folder / "model.safetensors", metadata={"format": _FORMAT})
         config = {
             "format": _FORMAT,
@@ -112,9 +110,12 @@ class FaceModel:
             config = json.loads(config_path.read_text())
             if config["format"] != _FORMAT:
                 raise InputError(f"{config_path} is not a face model of this version: format {config['format']!r}.")
-            tensors = {name: tensor.float() for name, tensor in load_file(weights_path).items()}
+            tensors = load_file(weights_path)
             return FaceModel(
-                *(tensors[name] for name in _TENSORS), config["metres_per_unit"], config["name"], config["convention"]
+                **{name: tensors[name] for name in _TENSORS},
+                metres_per_unit=float(config["metres_per_unit"]),
+                name=str(config["name"]),
+                convention=str(config["convention"]),
             )
         except FileNotFoundError as error:
             raise InputError(f"{error.filename or weights_path} is missing: a face model has both files.") from error

@@ -4,9 +4,9 @@ Two spaces meet here. *Image landmarks* are pixels, x right, y down, z in the sa
 (FaceMesh's convention). *Face space* is right-handed: x to the image's right, y up, z towards the camera.
 `flip_image` is the one function that goes from one to the other; everything else in this module has v up.
 
-The model is scaled orthography: u = s r1·X + t_x, v = s r2·X + t_y. `pos` solves it in closed form, as the preprocessing
-of Deep3DFaceRecon does (which keeps only s and t) with 3DDFA's rotation beside it; `align` is the least-squares pose
-under a true rotation, in which depth may count as much or as little as it deserves.
+The model is scaled orthography: u = s r1·X + t_x, v = s r2·X + t_y. `pos` solves it in closed form, as the
+preprocessing of Deep3DFaceRecon does (which keeps only s and t), with 3DDFA's rotation beside it; `align` is the
+least-squares pose under a true rotation, in which depth may count as much or as little as it deserves.
 """
 
 from __future__ import annotations
@@ -18,12 +18,19 @@ from torch import Tensor
 
 DEPTH_WEIGHT = 0.1  # of a squared depth residual beside a squared pixel: monocular depth is some three times noisier
 
+_GENERATORS = (  # small motions of the projected points: rotation about u, v, depth, and scaling
+    ((0.0, 0.0, 0.0), (0.0, 0.0, -1.0), (0.0, 1.0, 0.0)),
+    ((0.0, 0.0, 1.0), (0.0, 0.0, 0.0), (-1.0, 0.0, 0.0)),
+    ((0.0, -1.0, 0.0), (1.0, 0.0, 0.0), (0.0, 0.0, 0.0)),
+    ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)),
+)
+
 
 @dataclass(frozen=True)
 class Pose:
     """Scaled orthographic pose; any leading shape `...` (frames, mostly).
 
-    scale [...]: pixels per model unit; rotation [..., 3, 3]: rows r1, r2, r3 = r1 x r2; translation [..., 2]: pixels, v up.
+    scale [...]: pixels per model unit; rotation [..., 3, 3]: rows r1, r2, r3 = r1 x r2; translation [..., 2]: pixels.
     """
 
     scale: Tensor
@@ -147,34 +154,28 @@ def align(
         target, depth_weight = torch.nn.functional.pad(target, (0, 1)), 0.0
     scale, rotation = pose.scale.double(), pose.rotation.double()
     share = weights.double() / weights.double().sum(dim=-1, keepdim=True)  # [..., P]
-    axis_weight = target.new_tensor([1.0, 1.0, depth_weight])
 
     def centred(value: Tensor) -> Tensor:  # the best translation, depth's offset included, leaves centred residuals
         return value - (share[..., None] * value).sum(dim=-2, keepdim=True)
 
     x, target = centred(x), centred(target)
+    # Second moments are all that the objective needs of the points; the iterations don't see P.
+    spread = (share[..., None] * x).mT @ x  # [..., 3, 3]
+    cross = (share[..., None] * target).mT @ x  # [..., 3, 3], rows of the picture, columns of face space
+    generators = target.new_tensor(_GENERATORS)  # [4, 3, 3]
+    weighted = target.new_tensor([1.0, 1.0, depth_weight])[:, None] * generators
+    products = torch.einsum("iab,jac->bcij", generators, weighted).reshape(9, 16)
+    eye = torch.eye(4, dtype=target.dtype, device=target.device)
     for _ in range(n_iterations):
-        turned = scale[..., None, None] * (x @ rotation.mT)  # [..., P, 3]
-        # columns: rotation about u, v, depth (ω x p), and the logarithm of the scale
-        p_u, p_v, p_d = turned.unbind(-1)
-        zero = torch.zeros_like(p_u)
-        jacobian = torch.stack(
-            [
-                torch.stack([zero, -p_d, p_v], dim=-1),
-                torch.stack([p_d, zero, -p_u], dim=-1),
-                torch.stack([-p_v, p_u, zero], dim=-1),
-                turned,
-            ],
-            dim=-1,
-        )  # [..., P, 3, 4]
-        weighted = jacobian * (share[..., None] * axis_weight)[..., None]
-        normal = torch.einsum("...pai,...paj->...ij", weighted, jacobian)
-        gradient = torch.einsum("...pai,...pa->...i", weighted, target - turned)
+        camera = scale[..., None, None] * rotation
+        turned = camera @ spread @ camera.mT  # moments of the projected points
+        error = cross @ camera.mT - turned
+        normal = (turned.flatten(-2) @ products).unflatten(-1, (4, 4))
+        gradient = error.flatten(-2) @ weighted.flatten(1).T
         damping = 1e-6 * normal.diagonal(dim1=-2, dim2=-1).sum(dim=-1) + 1e-12
-        normal = normal + damping[..., None, None] * torch.eye(4, dtype=normal.dtype, device=normal.device)
-        step = torch.linalg.solve(normal, gradient)  # [..., 4]
-        rotation = exp_rotation(step[..., :3].clamp(-0.5, 0.5)) @ rotation
-        scale = scale * step[..., 3].clamp(-0.5, 0.5).exp()
+        step = torch.linalg.solve(normal + damping[..., None, None] * eye, gradient).clamp(-0.5, 0.5)  # [..., 4]
+        rotation = exp_rotation(step[..., :3]) @ rotation
+        scale = scale * step[..., 3].exp()
     mean3d = (share[..., None] * points3d.double()).sum(dim=-2)  # [..., 3]
     mean2d = (share[..., None] * points[..., :2].double()).sum(dim=-2)
     translation = mean2d - scale[..., None] * (rotation @ mean3d[..., None])[..., :2, 0]
@@ -183,17 +184,18 @@ def align(
 
 def exp_rotation(vector_rad: Tensor) -> Tensor:
     """Rotation vectors [..., 3] in radians -> matrices [..., 3, 3] (Rodrigues)."""
-    x, y, z = vector_rad.unbind(-1)
-    zero = torch.zeros_like(x)
-    skew = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=-1).unflatten(-1, (3, 3))
-    return torch.linalg.matrix_exp(skew)
+    tiny = torch.finfo(vector_rad.dtype).tiny ** 0.5
+    angle = (vector_rad.square().sum(dim=-1) + tiny).sqrt()[..., None, None]  # finite gradient at zero
+    skew = (vector_rad @ vector_rad.new_tensor(_GENERATORS[:3]).flatten(1)).unflatten(-1, (3, 3))
+    first, second = torch.sinc(angle / torch.pi), torch.sinc(angle / (2 * torch.pi)).square() / 2
+    return torch.eye(3, dtype=vector_rad.dtype, device=vector_rad.device) + first * skew + second * (skew @ skew)
 
 
 def euler_rad(rotation: Tensor) -> Tensor:
     """Rotations [..., 3, 3] -> pitch, yaw, roll [..., 3] in radians; R = Rz(roll) Ry(yaw) Rx(pitch).
 
-    Positive: the face looks down (pitch), turns to the image's right (yaw), and the head tips to the image's left (roll,
-    counter-clockwise as seen). Gimbal lock at a full profile, where no landmark network works anyway.
+    Positive: the face looks down (pitch), turns to the image's right (yaw), and the head tips to the image's left
+    (roll, counter-clockwise as seen). Gimbal lock at a full profile, where no landmark network works anyway.
     """
     pitch = torch.atan2(rotation[..., 2, 1], rotation[..., 2, 2])
     yaw = torch.asin((-rotation[..., 2, 0]).clamp(-1, 1))
