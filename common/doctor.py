@@ -169,7 +169,7 @@ def check_weights() -> list[Finding]:
     for path in paths:
         name = path.parent.relative_to(WEIGHTS_DIR).as_posix()
         try:
-            found = f"{path.stat().st_size / MIB:.1f} MiB, {_tensors(path)}"
+            found = f"{path.stat().st_size / 1024:,.0f} KiB, {_tensors(path)}"
             config = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))
             if summary := _summary(config):
                 found += f"; {summary}"

@@ -51,10 +51,10 @@ def test_what_these_tests_run_on_is_reported_as_it_is(findings: list[doctor.Find
 def test_exit_code_and_last_sentence_agree(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     good = doctor.Finding("A", "a", "ok", "here")
     note = doctor.Finding("A", "b", "note", "not here", "if you want it: get it")
-    bad = doctor.Finding("B", "c", "problem", "missing [/tmp/x]", "get it")
+    bad = doctor.Finding("B", "c", "problem", "missing [a/b]", "get it")
     for reported, code, sentence in (
         ([good, note], 0, "Duet can make videos here."),
-        ([good, bad], 1, "Duet can't make videos here: c: missing [/tmp/x] (remedy: get it)."),
+        ([good, bad], 1, "Duet can't make videos here: c: missing [a/b] (remedy: get it)."),
         ([bad, bad], 1, "There is one more problem above."),
         ([bad, bad, bad], 1, "There are 2 more problems above."),
     ):
@@ -63,7 +63,7 @@ def test_exit_code_and_last_sentence_agree(monkeypatch: pytest.MonkeyPatch, caps
         printed = capsys.readouterr().out
         assert printed.rstrip().endswith(sentence)
         # Once per row and once in the sentence: brackets in a message are no markup.
-        assert printed.count("[/tmp/x]") == (0 if code == 0 else reported.count(bad) + 1)
+        assert printed.count("[a/b]") == (0 if code == 0 else reported.count(bad) + 1)
 
 
 def test_a_check_that_breaks_is_a_finding_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
