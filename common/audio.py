@@ -144,7 +144,8 @@ class HubertFeatures:
             kind = HubertConfig.get_config_dict(folder_or_id)[0].get("model_type")
             if kind != "hubert":
                 raise InputError(f"{folder_or_id} holds a model of type {kind}: give a HuBERT folder or hub id.")
-            model, info = HubertModel.from_pretrained(folder_or_id, output_loading_info=True)
+            loaded: Any = HubertModel.from_pretrained(folder_or_id, output_loading_info=True)
+            model, info = loaded
         except InputError:
             raise
         except Exception as error:  # transformers, the hub client and the file readers each raise their own kinds

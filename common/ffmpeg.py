@@ -9,12 +9,20 @@ from typing import Any
 import av
 from av.container import InputContainer
 
+from common.errors import InputError
+
 log = logging.getLogger(__name__)
 
 
 def open_container(path: Path) -> InputContainer:
     """Open a local file, and nothing but local files: a playlist in disguise must not reach for the network."""
-    return av.open(f"file:{path.absolute()}", "r", options={"protocol_whitelist": "file"}, metadata_errors="replace")
+    container = av.open(
+        f"file:{path.absolute()}", "r", options={"protocol_whitelist": "file"}, metadata_errors="replace"
+    )
+    if container.format.name == "tty":  # FFmpeg would draw any text file as a video
+        container.close()
+        raise InputError(f"{path} is a text file: give a recording or a video.")
+    return container
 
 
 def is_cover(stream: Any) -> bool:
@@ -28,7 +36,7 @@ def origin_s(container: InputContainer) -> Fraction:
 
 
 def decoded(path: Path, container: InputContainer, stream: Any) -> Iterator[Any]:
-    """The frames of one stream. Packets that can't be decoded are left out, counted, and logged."""
+    """The frames of one stream. Damaged packets are left out, counted and logged; InputError if most are."""
     n_packets = n_bad = 0
     for packet in container.demux(stream):
         n_packets += 1
@@ -38,5 +46,7 @@ def decoded(path: Path, container: InputContainer, stream: Any) -> Iterator[Any]
             n_bad += 1
             continue
         yield from frames
+    if n_bad > n_packets / 2:  # random bytes can look like a few frames of MP3
+        raise InputError(f"{path} is damaged or of an unknown kind: copy it again, or convert it.")
     if n_bad:
         log.warning("%s: %d of %d packets are damaged and left out.", path, n_bad, n_packets)

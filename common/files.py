@@ -17,14 +17,14 @@ from typing import BinaryIO
 
 from common.errors import InputError
 
-SLACK_BYTES = 4096  # sloppy writers miscount their own headers by a few bytes; 4 KiB of 16 kHz PCM are 0.13 s
+SLACK_BYTES = 4096  # writers of these formats miscount by a few bytes; 4 KiB of PCM at 16 kHz are 0.13 s
 UNKNOWN_FROM = 0x7FFF_0000  # pipes write 0xFFFFFFFF (ffmpeg) or about 0x7FFFFFFF (sox, espeak-ng) for "unknown"
 OGG_PAGE_MAX = 65307  # bytes: 27 + 255 + 255 * 255
 MATROSKA_SEGMENT = 0x18538067
 
 
 def check_input(path: Path, what: str) -> None:
-    """Raise InputError unless `path` is a readable file that is not empty and not cut short."""
+    """Raise InputError unless `path` is a readable file that is not empty."""
     try:
         size = path.stat().st_size
     except (OSError, ValueError) as error:
@@ -83,29 +83,35 @@ def missing_bytes(path: Path) -> int:
     size = path.stat().st_size
     with path.open("rb") as file:
         try:
-            missing = _stated_end(file, file.read(12), size) - size
-        except (struct.error, IndexError):  # the file ends inside its own header: let the decoder say so
+            end, slack = _stated_end(file, size)
+        except (
+            struct.error,
+            IndexError,
+            OSError,
+            OverflowError,
+        ):  # a header that leads nowhere: the decoder will say so
             return 0
-    return missing if missing > SLACK_BYTES else 0
+    return end - size if end - size > slack else 0
 
 
-def _stated_end(file: BinaryIO, head: bytes, size: int) -> int:
-    """The offset at which the file should end, as far as its format says."""
+def _stated_end(file: BinaryIO, size: int) -> tuple[int, int]:
+    """The offset at which the file should end, as its format says, and by how much writers of it miscount."""
+    head = file.read(12)
     if head[:4] in (b"RIFF", b"FORM"):
         (length,) = struct.unpack("<I" if head[:4] == b"RIFF" else ">I", head[4:8])
-        return 8 + length if 0 < length < UNKNOWN_FROM else 0
+        return (8 + length if length < UNKNOWN_FROM else 0), SLACK_BYTES
     if head[:4] == b".snd":
         offset, length = struct.unpack(">II", head[4:12])
-        return offset + length if length < UNKNOWN_FROM else 0
-    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
-        return _iso_end(file, size)
-    if head[:4] == b"OggS":
-        return _ogg_end(file, size)
-    if head[:4] == b"\x1aE\xdf\xa3":
-        return _matroska_end(file)
+        return (offset + length if length < UNKNOWN_FROM else 0), SLACK_BYTES
     if head[:3] == b"ID3" or (head[0] == 0xFF and head[1] & 0xE0 == 0xE0):
-        return _mp3_end(file, head)
-    return 0
+        return _mp3_end(file, head), 256  # an ID3v1 tag that was counted and removed
+    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
+        return _iso_end(file, size), 0
+    if head[:4] == b"OggS":
+        return _ogg_end(file, size), 0
+    if head[:4] == b"\x1aE\xdf\xa3":
+        return _matroska_end(file), 0
+    return 0, 0
 
 
 def _iso_end(file: BinaryIO, size: int) -> int:
@@ -134,26 +140,24 @@ def _ogg_end(file: BinaryIO, size: int) -> int:
         return 0
     n_segments = tail[page + 26]
     lacing = tail[page + 27 : page + 27 + n_segments]
-    # A page is at most 64 KiB, so SLACK_BYTES must not excuse a cut inside one: push it past the slack.
-    end = start + page + 27 + n_segments + sum(lacing)
-    return end + SLACK_BYTES if end > size else end
+    return start + page + 27 + n_segments + sum(lacing)
 
 
 def _matroska_end(file: BinaryIO) -> int:
-    """Matroska, WebM: the end of the Segment element."""
+    """Matroska, WebM: the end of the Segment element. Elements are an id and a length of 1 to 8 bytes, then data."""
 
-    def number(keep_marker: bool) -> tuple[int, bool]:
+    def number() -> tuple[int, int]:
+        """A number with its marker bit, and the number of its value bits."""
         first = file.read(1)[0]
-        n_more = 8 - first.bit_length()
-        value = int.from_bytes(bytes([first]) + file.read(n_more), "big")
-        bits = 7 * (n_more + 1)
-        return (value, False) if keep_marker else (value & (1 << bits) - 1, value & (1 << bits) - 1 == (1 << bits) - 1)
+        n_bytes = 9 - first.bit_length()
+        return int.from_bytes(bytes([first]) + file.read(n_bytes - 1), "big"), 7 * n_bytes
 
     file.seek(0)
     while True:
-        element, _ = number(keep_marker=True)
-        length, is_unknown = number(keep_marker=False)
-        if is_unknown:
+        element, _ = number()
+        length, n_bits = number()
+        length &= (1 << n_bits) - 1
+        if length == (1 << n_bits) - 1:  # all ones: unknown
             return 0
         if element == MATROSKA_SEGMENT:
             return file.tell() + length

@@ -68,7 +68,7 @@ def _checked(
     n, block = 0, first
     while True:
         if not np.isfinite(block).all():
-            at_s = (n + int(np.argmin(np.isfinite(block).all(axis=1)))) / sample_rate_hz
+            at_s = (n + int(np.isfinite(block).all(axis=1).argmin())) / sample_rate_hz
             raise InputError(
                 f"{path} has samples that are not numbers, at {at_s:.2f} s: export it again as 16-bit PCM."
             )
@@ -94,44 +94,63 @@ def _sndfile_blocks(path: Path) -> Iterator[tuple[int, np.ndarray]]:
             n += len(block)
             yield file.samplerate, block * np.float32(gain)
         if file.format == "FLAC" and n < file.frames < 2**40:
-            raise InputError(f"{path} is truncated after {n / file.samplerate:.1f} s: copy or download it again.")
+            raise _cut_short(path, n / file.samplerate)
 
 
 def _ffmpeg_blocks(path: Path) -> Iterator[tuple[int, np.ndarray]]:
-    """Decode through FFmpeg. Beside a picture the sound keeps its place in time: late starts and gaps are silence."""
     with open_container(path) as container:
         stream = container.streams.best("audio")
         if stream is None:
             raise InputError(f"{path} has no sound track: give a recording, or a video with sound.")
-        has_video = any(not is_cover(video) for video in container.streams.video)
-        start_s = origin_s(container)
-        rate, n_channels, n, resampler, source = 0, 0, 0, None, None
-        for frame in decoded(path, container, stream):
-            if source != (frame.sample_rate, frame.layout.name, frame.format.name):
-                source = (frame.sample_rate, frame.layout.name, frame.format.name)
-                rate, n_channels = rate or frame.sample_rate, n_channels or frame.layout.nb_channels
-                layout = (
-                    frame.layout if frame.layout.nb_channels == n_channels else {1: "mono", 2: "stereo"}[n_channels]
-                )
-                resampler = av.AudioResampler(format="fltp", layout=layout, rate=rate)
-            if frame.pts is not None and frame.time_base is not None and (n or has_video):
-                gap_s = float(frame.pts * frame.time_base - start_s) - n / rate
-                if GAP_S[0] < gap_s < GAP_S[1] or (n == 0 and 0 < gap_s < GAP_S[1]):
-                    silence = np.zeros((round(gap_s * rate), n_channels), np.float32)
-                    n += len(silence)
-                    yield rate, silence
-            assert resampler is not None
-            for part in resampler.resample(frame):
-                block = np.ascontiguousarray(part.to_ndarray().T)  # [n, channels]
-                n += len(block)
-                yield rate, block
-        is_flac = container.format.name == "flac"
-        if (
-            is_flac
-            and stream.duration
-            and (n + BLOCK_SAMPLES) / rate < stream.duration * Fraction(stream.time_base or 0)
-        ):
-            raise InputError(f"{path} is truncated after {n / rate:.1f} s: copy or download it again.")
+        time_base = Fraction(stream.time_base or 1)
+        has_picture = any(not is_cover(video) for video in container.streams.video)
+        start_s = origin_s(container) if has_picture else None
+        n, rate, held = 0, 0, None
+        for rate, block in _in_step(decoded(path, container, stream), start_s):
+            if held is not None:
+                yield rate, held
+            held, n = block, n + len(block)
+        if held is None:
+            return
+        stated_s = stream.duration * time_base if stream.duration else None
+        if stated_s is not None and "mp4" in container.format.name:
+            # AAC comes in whole frames; the edit list says where in the last one the sound ends.
+            surplus = n - round((max(stream.start_time or 0, 0) * time_base - (start_s or 0) + stated_s) * rate)
+            held = held[: len(held) - surplus] if 0 < surplus < len(held) else held
+        yield rate, held
+        if stated_s is not None and container.format.name == "flac" and n + 1 < stated_s * rate:
+            raise _cut_short(path, n / rate)
+
+
+def _in_step(frames: Iterator[av.AudioFrame], start_s: Fraction | None) -> Iterator[tuple[int, np.ndarray]]:
+    """(rate, float32 [n, channels]) in the first frame's rate and channel layout, which broadcasts change half-way.
+
+    Gaps in the time stamps become silence, and so does the time from `start_s` (where the pictures of the file start;
+    None in a file of sound alone) to the first sample: the sound keeps its place beside the pictures.
+    """
+    n, first, resampler, form = 0, None, None, None
+    for frame in frames:
+        first = first or frame
+        rate = first.sample_rate
+        if frame.pts is not None and frame.time_base is not None:
+            if start_s is None:
+                start_s = frame.pts * Fraction(frame.time_base)
+            gap_s = frame.pts * Fraction(frame.time_base) - start_s - Fraction(n, rate)
+            if (GAP_S[0] if n else 0) < gap_s < GAP_S[1]:
+                silence = np.zeros((round(gap_s * rate), first.layout.nb_channels), np.float32)
+                n += len(silence)
+                yield rate, silence
+        if form != (frame.sample_rate, frame.layout.name, frame.format.name):
+            form = (frame.sample_rate, frame.layout.name, frame.format.name)
+            resampler = av.AudioResampler(format="fltp", layout=first.layout, rate=rate)
+        assert resampler is not None
+        for part in resampler.resample(frame):
+            n += part.samples
+            yield rate, np.ascontiguousarray(part.to_ndarray().T)
+
+
+def _cut_short(path: Path, seconds: float) -> InputError:
+    return InputError(f"{path} is cut short, {seconds:.1f} s of it can be decoded: copy or download it again.")
 
 
 def resampled(sound: Sound, sample_rate_hz: int, n_channels: int) -> Sound:
