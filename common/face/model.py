@@ -7,21 +7,19 @@ the built-in model from landmark tracks (see `common.face.model_fit` for how); t
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from common import weights
 from common.errors import InputError
 
 N_POINTS = 68
 CONVENTION = "facemesh68"  # FaceMesh's points in iBUG order: at the cheeks the jaw line lies inside iBUG's
-BUILTIN_DIR = Path(__file__).resolve().parents[2] / "weights" / "small" / "face_model"
+BUILTIN = "small/face_model"
 _FORMAT = "duet-face-model-1"
 
 # Groups of points, iBUG-68, by number. Left and right are the image's.
@@ -54,9 +52,10 @@ def mirror(points: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class FaceModel:
-    """mean [68, 3]; identity [K, 68, 3] and expression [E, 68, 3], each direction of length 1, with the standard
+    """A linear face model; float32, all in units of metres_per_unit.
 
-    deviations of their coefficients identity_std [K], expression_std [E]; float32, all in units of metres_per_unit.
+    mean: [68, 3]; identity: [K, 68, 3] and expression: [E, 68, 3], directions of length 1; identity_std: [K] and
+    expression_std: [E], the standard deviations of their coefficients.
     """
 
     mean: Tensor
@@ -88,10 +87,7 @@ class FaceModel:
         return replace(self, **{name: getattr(self, name).to(device) for name in _TENSORS})
 
     def save(self, folder: Path) -> None:
-        """Write model.safetensors and config.json."""
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: getattr(self, name).contiguous() for name in _TENSORS}
-        save_file(tensors, folder / "model.safetensors", metadata={"format": _FORMAT})
+        """Write model.safetensors (float32: some tens of KB) and config.json; raises InputError where it can't."""
         config = {
             "format": _FORMAT,
             "name": self.name,
@@ -100,35 +96,34 @@ class FaceModel:
             "n_identity": len(self.identity_std),
             "n_expression": len(self.expression_std),
         }
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        weights.save(folder, {name: getattr(self, name) for name in _TENSORS}, config, torch.float32)
 
     @staticmethod
-    def load(folder: Path) -> FaceModel:
-        """Read what `save` wrote; raises InputError that names the file when that can't be done."""
-        config_path, weights_path = folder / "config.json", folder / "model.safetensors"
+    def load(name_or_path: str | Path) -> FaceModel:
+        """Read what `save` wrote (a built-in name, a folder or a hub id); raises InputError where it doesn't fit."""
+        state, config = weights.from_pretrained(name_or_path)
         try:
-            config = json.loads(config_path.read_text())
             if config["format"] != _FORMAT:
-                raise InputError(f"{config_path} is not a face model of this version: format {config['format']!r}.")
-            tensors = load_file(weights_path)
-            return FaceModel(
-                **{name: tensors[name] for name in _TENSORS},
+                raise InputError(f"{name_or_path} is not a face model of this version: format {config['format']!r}.")
+            model = FaceModel(
+                **{name: state[name].float() for name in _TENSORS},
                 metres_per_unit=float(config["metres_per_unit"]),
                 name=str(config["name"]),
                 convention=str(config["convention"]),
             )
-        except FileNotFoundError as error:
-            raise InputError(f"{error.filename or weights_path} is missing: a face model has both files.") from error
         except InputError:
             raise
-        except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
-            raise InputError(f"{folder} does not hold a readable face model ({error}).") from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{name_or_path} is not a face model ({error}): give the folder of one.") from error
+        if not all(getattr(model, name).isfinite().all() for name in _TENSORS) or not model.metres_per_unit > 0:
+            raise InputError(f"{name_or_path} holds numbers that are not finite: get a fresh copy of it.")
+        return model
 
     @staticmethod
     @cache
     def builtin() -> FaceModel:
         """The model in this repository (weights/small/face_model)."""
-        return FaceModel.load(BUILTIN_DIR)
+        return FaceModel.load(BUILTIN)
 
 
 _TENSORS = ("mean", "identity", "expression", "identity_std", "expression_std")
@@ -139,13 +134,14 @@ def main(argv: list[str] | None = None) -> None:
     commands = parser.add_subparsers(required=True)
     fit = commands.add_parser("fit", help="fit the model to the landmark tracks of a data folder's train split")
     fit.add_argument("--data", type=Path, required=True, help="folder with index.csv and tracks/")
-    fit.add_argument("--out", type=Path, default=BUILTIN_DIR)
+    fit.add_argument("--out", type=Path, default=weights.BUILT_IN_DIR / BUILTIN)
     fit.add_argument("--identity", type=int, default=24, help="identity directions")
     fit.add_argument("--expression", type=int, default=32, help="expression directions")
     arguments = parser.parse_args(argv)
 
     from common.face.model_fit import fit_face_model, report  # it needs this module
 
+    torch.set_num_threads(1)  # small batches: more threads only wait for each other
     model = fit_face_model(arguments.data, arguments.identity, arguments.expression)
     model.save(arguments.out)
     print(report(model, arguments.data))

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from common.errors import InputError
 from common.face.fit import fit, frontalise
-from common.face.model import CONVENTION, INNER_LIP, LID_PAIRS, N_POINTS, RIGID, FaceModel, mirror
+from common.face.model import INNER_LIP, LID_PAIRS, N_POINTS, RIGID, FaceModel, mirror
 from common.face.pos import align, euler_rad, flip_image
 
 METRES_PER_UNIT = 0.1  # as in BFM's published crops; about the size of a head
@@ -37,11 +37,12 @@ _N_ROUNDS = 2
 
 @dataclass(frozen=True)
 class Clip:
-    """points: image landmarks [T, 68, 3]; iris_px: mean distance of the irises in 3D; person: label."""
+    """points: image landmarks [T, 68, 3]; irises: [T, 2, 3], their centres; is_word: a clip of LRW-AR."""
 
     points: Tensor
     irises: Tensor
     person: str
+    is_word: bool
 
 
 def read_tracks(data_dir: Path, split: str, max_frames: int = _MAX_FRAMES) -> list[Clip]:
@@ -63,7 +64,7 @@ def read_tracks(data_dir: Path, split: str, max_frames: int = _MAX_FRAMES) -> li
                 continue
             good = good[np.linspace(0, len(good) - 1, min(len(good), max_frames)).round().astype(int)]
             points, irises = (torch.from_numpy(track[key][good].astype(np.float32)) for key in ("landmarks", "iris"))
-        clips.append(Clip(points, irises, row["person"]))
+        clips.append(Clip(points, irises, row["person"], row["clip_id"].startswith("lrwar_")))
     return clips
 
 
@@ -80,57 +81,85 @@ def read_portraits(data_dir: Path) -> list[Tensor]:
         ]
 
 
+@dataclass(frozen=True)
+class Samples:
+    """Face-space shapes with weights: rest [N, 68, 3] (one a clip or portrait), moves [M, 68, 3] (frames less rest).
+
+    pupil_distance: mean over the clips, in the units of the model they were frontalised with.
+    """
+
+    rest: Tensor
+    rest_weight: Tensor
+    moves: Tensor
+    moves_weight: Tensor
+    pupil_distance: float
+
+
 def fit_face_model(data_dir: Path, n_identity: int, n_expression: int) -> FaceModel:
     """Fit the model to the train split under data_dir."""
     clips, portraits = read_tracks(data_dir, "train"), read_portraits(data_dir)
     model = _starting_model(clips)
-    weight = _clip_weights(clips)
     for _ in range(_N_ROUNDS):
-        rest, moves, move_weight, pupils = [], [], [], []
-        for clip, w in zip(clips, weight, strict=True):
-            lm3d, pose = frontalise(clip.points, _CLIP_SIZE_PX, model)
-            frontal = euler_rad(pose.rotation)[:, 1].abs() < _MAX_YAW_RAD
-            if frontal.sum() < 5:
-                continue
-            shapes = lm3d[frontal] + model.mean
-            neutral = resting_shape(shapes)
-            rest.append((neutral, w))
-            moves.append(shapes - neutral)
-            move_weight.append(torch.full((len(shapes),), w / len(shapes)))
-            distance_px = (clip.irises[:, 0] - clip.irises[:, 1])[frontal, :2].norm(dim=-1)
-            turn = pose.rotation[frontal][:, :2, 0].norm(dim=-1)  # how much of the x axis is seen
-            pupils.append((distance_px / turn / pose.scale[frontal]).median() * w)
-        total = sum(w for _, w in rest)
-        unit = float(sum(pupils) / total) * METRES_PER_UNIT / PUPIL_DISTANCE_M  # of the model so far, in the new one
-        for points in portraits:
-            lm3d, pose = frontalise(points, _CLIP_SIZE_PX, model)
-            if euler_rad(pose.rotation)[0, 1].abs() < _MAX_YAW_RAD:
-                expression = fit(model, points, _CLIP_SIZE_PX).expression
-                shown = torch.einsum("te,epc->tpc", expression, model.expression)
-                rest.append(((lm3d - shown + model.mean)[0], 1.0))
-        shapes = torch.stack([shape for shape, _ in rest]) / unit
-        shape_weight = torch.tensor([w for _, w in rest])
-        mean = (shapes * shape_weight[:, None, None]).sum(0) / shape_weight.sum()
+        samples = take_samples(model, clips)
+        rest = torch.cat([samples.rest, portrait_shapes(model, portraits)])
+        weight = torch.cat([samples.rest_weight, torch.ones(len(rest) - len(samples.rest))])
+        unit = samples.pupil_distance * METRES_PER_UNIT / PUPIL_DISTANCE_M  # the old model's, in the new one's
+        mean = (rest * weight[:, None, None]).sum(dim=0) / weight.sum()
         mean = (mean + mirror(mean)) / 2
-        mean = mean - mean[list(RIGID)].mean(dim=0)
-        identity, identity_std = directions(shapes - mean, shape_weight, n_identity)
-        expression, expression_std = directions(torch.cat(moves) / unit, torch.cat(move_weight), n_expression)
-        model = FaceModel(
-            mean, identity, expression, identity_std, expression_std, METRES_PER_UNIT, "builtin", CONVENTION
-        )
+        identity, identity_std = directions((rest - mean) / unit, weight, n_identity)
+        expression, expression_std = directions(samples.moves / unit, samples.moves_weight, n_expression)
+        mean = (mean - mean[list(RIGID)].mean(dim=0)) / unit
+        model = FaceModel(mean, identity, expression, identity_std, expression_std, METRES_PER_UNIT, "builtin")
     return model
 
 
-def resting_shape(shapes: Tensor) -> Tensor:
-    """A clip's frames [T, 68, 3] -> the face at rest [68, 3]: mean of the third with the least open mouth among the
+def take_samples(model: FaceModel, clips: list[Clip]) -> Samples:
+    """Frontalise clips with the model so far; frames turned far aside are left out."""
+    rest, rest_weight, moves, moves_weight, pupils = [], [], [], [], []
+    for clip, weight in zip(clips, _clip_weights(clips), strict=True):
+        lm3d, pose = frontalise(clip.points, _CLIP_SIZE_PX, model)
+        kept = euler_rad(pose.rotation)[:, 1].abs() < _MAX_YAW_RAD
+        if kept.sum() < 5:
+            continue
+        shapes = lm3d[kept] + model.mean
+        rest.append(resting_shape(shapes))
+        rest_weight.append(weight)
+        moves.append(shapes - rest[-1])
+        moves_weight.append(torch.full((len(shapes),), weight / len(shapes)))
+        distance_px = (clip.irises[:, 0] - clip.irises[:, 1])[kept, :2].norm(dim=-1)
+        seen = pose.rotation[kept, :2, 0].norm(dim=-1)  # how much of the face's x axis lies in the picture
+        pupils.append(float((distance_px / seen / pose.scale[kept]).median()))
+    return Samples(
+        torch.stack(rest),
+        torch.tensor(rest_weight),
+        torch.cat(moves),
+        torch.cat(moves_weight),
+        float(np.average(pupils, weights=rest_weight)),
+    )
 
-    frames whose eyes are open (not under 0.7 of their median aperture).
+
+def portrait_shapes(model: FaceModel, portraits: list[Tensor]) -> Tensor:
+    """Portraits [1, 68, 3] each -> resting shapes [N, 68, 3]: without the expression that the model sees in them."""
+    shapes = []
+    for points in portraits:
+        lm3d, pose = frontalise(points, _CLIP_SIZE_PX, model)
+        if euler_rad(pose.rotation)[0, 1].abs() < _MAX_YAW_RAD:
+            expression = fit(model, points, _CLIP_SIZE_PX).expression
+            shapes.append(model.mean + lm3d[0] - (model.shape(expression=expression)[0] - model.mean))
+    return torch.stack(shapes)
+
+
+def resting_shape(shapes: Tensor) -> Tensor:
+    """A clip's frames [T, 68, 3] -> the face at rest [68, 3].
+
+    The mean of the sixth with the least open mouth among the frames whose eyes are open (not under 0.7 of their median
+    aperture).
     """
     upper, lower = (list(side) for side in zip(*LID_PAIRS, strict=True))
     aperture = (shapes[:, upper, 1] - shapes[:, lower, 1]).mean(dim=-1)
     shapes = shapes[aperture >= 0.7 * aperture.median()]
     gap = (shapes[:, list(INNER_LIP[1:4]), 1] - shapes[:, list(INNER_LIP[:4:-1]), 1]).mean(dim=-1)
-    return shapes[gap.argsort()[: max(1, len(gap) // 3)]].mean(dim=0)
+    return shapes[gap.argsort()[: max(1, len(gap) // 6)]].mean(dim=0)
 
 
 def directions(samples: Tensor, weights: Tensor, n_directions: int) -> tuple[Tensor, Tensor]:
@@ -173,9 +202,43 @@ def _starting_model(clips: list[Clip]) -> FaceModel:
         mean = (upright - upright[:, list(RIGID)].mean(dim=1, keepdim=True)).median(dim=0).values
     mean = (mean + mirror(mean)) / 2
     basis, std = directions(upright - mean, torch.ones(len(upright)), 4)
-    return FaceModel(mean, basis, basis, std, std, METRES_PER_UNIT, "start", CONVENTION)
+    return FaceModel(mean, basis, basis, std, std, METRES_PER_UNIT, "start")
 
 
 def report(model: FaceModel, data_dir: Path) -> str:
-    """What the model card states, on the val split."""
-    return "TODO"
+    """The figures of the model card, as lines of text: explained variance, and errors of fits to the val split."""
+    train, val = (take_samples(model, read_tracks(data_dir, split)) for split in ("train", "val"))
+    lines = [
+        f"identity {len(model.identity_std)}, expression {len(model.expression_std)} directions; "
+        f"mean pupil distance {train.pupil_distance * model.metres_per_unit * 1000:.1f} mm",
+        f"train: {len(train.rest)} clips, {len(train.moves)} frames, {len(read_portraits(data_dir))} portraits",
+    ]
+    for split, samples in (("train", train), ("val", val)):
+        for name, rows, weight, basis in (
+            ("identity", samples.rest - model.mean, samples.rest_weight, model.identity),
+            ("expression", samples.moves, samples.moves_weight, model.expression),
+        ):
+            for axes, metric in (("x, y", (1.0, 1.0, 0.0)), ("x, y, half z", (1.0, 1.0, _DEPTH_METRIC))):
+                share = explained_variance(rows, weight, basis, rows.new_tensor(metric))
+                lines.append(f"{split} {name} variance explained ({axes}): {100 * share:.1f} %")
+    for name, wanted in (("LRW-AR", True), ("the rest", False)):
+        clips = [clip for clip in read_tracks(data_dir, "val") if clip.is_word == wanted]
+        errors = torch.tensor([_fit_error_mm(model, clip) for clip in clips])
+        lines.append(
+            f"val, {name} ({len(clips)} clips): error of a fit in the picture, root mean square: "
+            f"median {errors.median():.2f} mm, worst clip {errors.max():.2f} mm"
+        )
+    return "\n".join(lines)
+
+
+def explained_variance(samples: Tensor, weights: Tensor, basis: Tensor, metric: Tensor) -> float:
+    """The share of the second moment of samples [N, 68, 3] that a basis [n, 68, 3] can express; metric: [3], per axis."""
+    rows = (samples * metric).flatten(1).double() * weights[:, None].double().sqrt()
+    columns = (basis * metric).flatten(1).double().mT
+    left = rows.mT - columns @ torch.linalg.lstsq(columns, rows.mT).solution
+    return 1 - float(left.square().sum() / rows.square().sum())
+
+
+def _fit_error_mm(model: FaceModel, clip: Clip) -> float:
+    fitted = fit(model, clip.points, _CLIP_SIZE_PX)
+    return float((fitted.residual_px / fitted.pose.scale).square().mean().sqrt()) * model.metres_per_unit * 1000
