@@ -232,7 +232,7 @@ def report(model: FaceModel, data_dir: Path) -> str:
 
 
 def explained_variance(samples: Tensor, weights: Tensor, basis: Tensor, metric: Tensor) -> float:
-    """The share of the second moment of samples [N, 68, 3] that a basis [n, 68, 3] can express; metric: [3], per axis."""
+    """The share of the second moment of samples [N, 68, 3] in the span of basis [n, 68, 3]; metric: [3], per axis."""
     rows = (samples * metric).flatten(1).double() * weights[:, None].double().sqrt()
     columns = (basis * metric).flatten(1).double().mT
     left = rows.mT - columns @ torch.linalg.lstsq(columns, rows.mT).solution
