@@ -1,0 +1,112 @@
+"""From a picture of any size to the square that the models see, and the reference that both stages start from.
+
+The square follows the rule of the training clips: its side is the larger of 2.0 × the height of the face mesh and
+1.08 × the extent of that mesh with 28 % of its height added above for the hair, limited by the picture.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from common.face.fit import frontalise
+from common.face.model import FaceModel
+from common.face.pos import Pose, flip_image
+
+FOREHEAD = 0.19  # the mesh reaches above the 68 landmarks by this part of their height (median of 300 portraits)
+HAIR = 0.28  # of the mesh's height
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A square of a picture: x0, y0 (its corner) and side in pixels, shown at size_px."""
+
+    x0: int
+    y0: int
+    side: int
+    size_px: int
+
+    def points(self, landmarks: np.ndarray) -> np.ndarray:
+        """Landmarks [..., 3] of the picture in pixels of the crop; pixel k covers k - ½ to k + ½ in both."""
+        zoom = self.size_px / self.side
+        moved = landmarks.astype(np.float64)
+        moved[..., :2] += 0.5 - np.array([self.x0, self.y0])
+        moved *= zoom
+        moved[..., :2] -= 0.5
+        return moved.astype(np.float32)
+
+    def cut(self, picture: np.ndarray) -> np.ndarray:
+        """uint8 [H, W, 3] → uint8 [size, size, 3]."""
+        part = picture[self.y0 : self.y0 + self.side, self.x0 : self.x0 + self.side]
+        if part.shape[:2] == (self.size_px, self.size_px):
+            return part.copy()
+        size = (self.size_px, self.size_px)
+        return np.asarray(Image.fromarray(part).resize(size, Image.Resampling.LANCZOS))
+
+
+def frame_face(landmarks: np.ndarray, width: int, height: int, size_px: int = 256) -> Crop:
+    """The square around a face: landmarks [68, 2 or 3], or [T, 68, 2 or 3] of a whole shot; picture width x height.
+
+    A picture of `size_px` squared is taken as it is: it was cut before.
+    """
+    if (width, height) == (size_px, size_px):
+        return Crop(0, 0, size_px, size_px)
+    shot = landmarks.reshape(-1, 68, landmarks.shape[-1])[..., :2]
+    low, high = shot.min(1), shot.max(1)  # [T, 2]
+    mesh_height = (high[:, 1] - low[:, 1]) * (1 + FOREHEAD)
+    top = high[:, 1] - mesh_height * (1 + HAIR)
+    x0, y0, x1, y1 = low[:, 0].min(), top.min(), high[:, 0].max(), high[:, 1].max()
+    wanted = max(2.0 * float(np.median(mesh_height)), 1.08 * max(x1 - x0, y1 - y0))
+    side = max(1, min(round(wanted), width, height))
+    left = round((x0 + x1) / 2 - side / 2)
+    up = round((y0 + y1) / 2 - side / 2)
+    return Crop(min(max(0, left), width - side), min(max(0, up), height - side), side, size_px)
+
+
+@dataclass(frozen=True)
+class ReferencePicture:
+    """One picture of the person to be animated.
+
+    picture: uint8 [size, size, 3]; landmarks: float32 [68, 3] in its pixels (y down); lm3d [68, 3] and pose: the same,
+    frontalised by the face model.
+    """
+
+    picture: np.ndarray
+    landmarks: Tensor
+    lm3d: Tensor
+    pose: Pose
+
+    @classmethod
+    def of(cls, picture: np.ndarray, landmarks: np.ndarray, model: FaceModel, size_px: int = 256) -> ReferencePicture:
+        """Cut a picture uint8 [H, W, 3] around the face whose landmarks [68, 3] are given, and frontalise them."""
+        crop = frame_face(landmarks, picture.shape[1], picture.shape[0], size_px)
+        points = torch.from_numpy(crop.points(landmarks))
+        lm3d, pose = frontalise(points[None], size_px, model)
+        return cls(crop.cut(picture), points, lm3d[0], pose[0])
+
+    @classmethod
+    def mean(cls, model: FaceModel, size_px: int = 256) -> ReferencePicture:
+        """Nobody: the model's mean face, seen from the front, on grey."""
+        extent = model.mean[:, :2].amax(0) - model.mean[:, :2].amin(0)
+        middle = (model.mean[:, :2].amax(0) + model.mean[:, :2].amin(0)) / 2
+        scale = 0.45 * size_px / extent.max()
+        pose = Pose(scale, torch.eye(3), size_px / 2 - scale * middle)
+        points = flip_image(pose.project(model.mean), size_px)
+        grey = np.full((size_px, size_px, 3), 127, np.uint8)
+        return cls(grey, points, torch.zeros_like(model.mean), pose)
+
+    @property
+    def opening(self) -> float:
+        """Of the mouth, by the distance of the eyes' centres."""
+        gap = self.landmarks[62, :2] - self.landmarks[66, :2]
+        eyes = self.landmarks[36:42, :2].mean(0) - self.landmarks[42:48, :2].mean(0)
+        return float(gap.norm() / eyes.norm())
+
+    @property
+    def turn_rad(self) -> float:
+        """How far the head is turned away from the camera."""
+        return float(torch.acos(self.pose.rotation[2, 2].clamp(-1, 1)))

@@ -1,0 +1,61 @@
+"""Landmarks that a user brings: 68 points of a picture in a file of numbers (`--landmarks`)."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from common.errors import InputError
+from common.face.fit import fit
+from common.face.model import FaceModel
+from common.face.pos import flip_image
+from common.files import check_input
+
+_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
+_MAX_BYTES = 1_000_000
+
+
+def read_landmarks(path: Path) -> np.ndarray:
+    """68 points, iBUG order, pixels, x right and y down → float32 [68, 2 or 3].
+
+    .npy; .json (a list, or an object with "landmarks"); anything else is text: a row of 2 or 3 numbers a point, as in
+    .txt, .csv, .lms and iBUG's .pts. Raises InputError for everything else.
+    """
+    check_input(path, "landmark file")
+    wanted = "it must hold 68 points of 2 or 3 numbers (pixels, x to the right, y down; iBUG order)"
+    if path.stat().st_size > _MAX_BYTES:
+        raise InputError(f"{path} is too large for the landmarks of one picture: {wanted}.")
+    try:
+        points = _parse(path)
+    except (OSError, ValueError, TypeError, KeyError, EOFError, RecursionError) as error:
+        raise InputError(f"can't read landmarks from {path}: {wanted}.") from error
+    if points.shape not in {(68, 2), (68, 3)} or not np.isfinite(points).all():
+        raise InputError(f"{path} holds numbers of shape {list(points.shape)}: {wanted}.")
+    return points.astype(np.float32)
+
+
+def _parse(path: Path) -> np.ndarray:
+    suffix = path.suffix.lower()
+    if suffix == ".npy":
+        return np.asarray(np.load(path, allow_pickle=False), np.float64)
+    text = path.read_text(encoding="utf-8")
+    if suffix == ".json":
+        content = json.loads(text)
+        return np.asarray(content["landmarks"] if isinstance(content, dict) else content, np.float64)
+    rows = [
+        _NUMBER.findall(line) for line in text.splitlines() if line.strip() and not re.search(r"[A-Za-z]\w*\s*:", line)
+    ]
+    rows = [row for row in rows if row]
+    return np.array([[float(number) for number in row] for row in rows])
+
+
+def with_depth(points: np.ndarray, height: int, model: FaceModel) -> np.ndarray:
+    """Landmarks [68, 2] get the depth of the face model fitted to them; [68, 3] stay as they are → float32 [68, 3]."""
+    if points.shape[-1] == 3:
+        return points
+    fitted = fit(model, torch.from_numpy(points)[None], height)
+    shape = model.shape(fitted.identity, fitted.expression)
+    depth = flip_image(fitted.pose.project(shape), height)[0, :, 2:].numpy()
+    return np.concatenate([points, depth - depth.mean()], axis=1).astype(np.float32)

@@ -1,0 +1,69 @@
+"""The square around a face and the reference made from it."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.face.framing import Crop, ReferencePicture, frame_face
+from common.face.model import FaceModel
+from common.face.pos import flip_image
+
+
+def face_at(x: float, y: float, size: float) -> np.ndarray:
+    """The built-in mean face, seen from the front, `size` pixels tall."""
+    mean = FaceModel.builtin().mean.numpy()
+    points = mean * (size / np.ptp(mean[:, 1]))
+    return np.stack([points[:, 0] + x, y - points[:, 1], -points[:, 2]], axis=1).astype(np.float32)
+
+
+@given(
+    width=st.integers(64, 3000),
+    height=st.integers(64, 3000),
+    size=st.floats(5, 2000),
+    x=st.floats(0, 1),
+    y=st.floats(0, 1),
+)
+def test_the_square_stays_inside_the_picture(width: int, height: int, size: float, x: float, y: float) -> None:
+    crop = frame_face(face_at(x * width, y * height, size), width, height)
+    assert crop.side >= 1 and 0 <= crop.x0 <= width - crop.side and 0 <= crop.y0 <= height - crop.side
+
+
+def test_the_square_holds_face_and_hair_twice_as_high() -> None:
+    points = face_at(1000, 1000, 200)
+    crop = frame_face(points, 2000, 2000)
+    mesh_height = 1.19 * np.ptp(points[:, 1])
+    assert crop.side == pytest.approx(2 * mesh_height, abs=1)
+    inside = crop.points(points)
+    assert inside[:, :2].min() > 0 and inside[:, :2].max() < crop.size_px
+
+
+def test_a_picture_cut_before_is_not_cut_again() -> None:
+    assert frame_face(face_at(128, 128, 60), 256, 256) == Crop(0, 0, 256, 256)
+
+
+def test_points_follow_pixels() -> None:
+    """A bright block in the picture is at the same place in the crop as its centre says."""
+    picture = np.zeros((400, 500, 3), np.uint8)
+    picture[196:205, 296:305] = 255
+    crop = Crop(180, 90, 230, 256)
+    shown = crop.cut(picture)[..., 0].astype(float)
+    rows, columns = np.mgrid[0:256, 0:256]
+    seen = (shown * columns).sum() / shown.sum(), (shown * rows).sum() / shown.sum()
+    wanted = crop.points(np.array([[300.0, 200.0, 0.0]]))[0, :2]
+    assert np.allclose(seen, wanted, atol=0.05)
+
+
+def test_a_reference_projects_back_onto_its_landmarks() -> None:
+    model = FaceModel.builtin()
+    points = face_at(300, 280, 180)
+    reference = ReferencePicture.of(np.zeros((600, 700, 3), np.uint8), points, model)
+    back = flip_image(reference.pose.project(model.mean + reference.lm3d), 256)
+    assert torch.allclose(back[:, :2], reference.landmarks[:, :2], atol=1e-2)
+
+
+def test_the_mean_face_is_a_reference_of_itself() -> None:
+    reference = ReferencePicture.mean(FaceModel.builtin())
+    assert reference.landmarks[:, :2].min() > 0 and reference.landmarks[:, :2].max() < 256
+    assert reference.turn_rad < 1e-3 and not reference.lm3d.any()
