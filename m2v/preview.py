@@ -1,0 +1,110 @@
+"""`--renderer warp`: the instant preview. The reference picture is bent so that its landmarks follow the Motion.
+
+It knows nothing that the picture does not show. What a warp cannot do is done by hand: where a closed mouth opens, the
+gap between the inner lips is painted (dark, with a row of upper teeth) instead of smearing lip over it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFilter
+from torch import Tensor
+
+from common.face import warp
+from common.face.framing import ReferencePicture
+
+BATCH = 16  # frames warped at once
+UPPER_INNER, LOWER_INNER = (60, 61, 62, 63, 64), (64, 65, 66, 67, 60)  # corner to corner
+TEETH = 0.085  # how much of the upper teeth can show at most, in distances of the eyes' centres
+CHEEKS = (2, 3, 13, 14)  # skin around the nose is found between these and the nose
+
+
+class WarpRenderer:
+    """Frames from one reference picture; holds one batch of frames at a time, whatever the length."""
+
+    name = "warp"
+
+    def __init__(self, reference: ReferencePicture, device: torch.device | str = "cpu") -> None:
+        self.reference = reference
+        self.device = torch.device(device)
+        self.picture = torch.from_numpy(reference.picture.copy()).to(self.device).movedim(-1, 0)[None].float()  # [1, 3, H, W]
+        self.source = reference.landmarks[None, :, :2].to(self.device)  # [1, 68, 2]
+        points = reference.landmarks[:, :2].numpy()
+        self.eye_distance = float(np.linalg.norm(points[36:42].mean(0) - points[42:48].mean(0)))
+        self.colours = _mouth_colours(reference.picture, points)
+
+    @torch.inference_mode()
+    def render(self, landmarks: Tensor) -> Iterator[np.ndarray]:
+        """Target landmarks [T, 68, 2 or 3], pixels of the reference (`m2v.drive`) → T frames uint8 [H, W, 3]."""
+        height, width = self.picture.shape[-2:]
+        for targets in landmarks[..., :2].to(self.device).split(BATCH):
+            grid = warp.backward_grid(self.source.expand(len(targets), -1, -1), targets, height, width)
+            frames = warp.apply(self.picture.expand(len(targets), -1, -1, -1), grid)
+            gap = warp.inner_mouth_mask(targets, height, width)  # [b, 1, H, W]
+            frames = frames.clamp(0, 255).movedim(1, -1).cpu().numpy()
+            for frame, mask, points in zip(frames, gap[:, 0].cpu().numpy(), targets.cpu().numpy(), strict=True):
+                yield self._with_mouth(frame, mask, points).round().astype(np.uint8)
+
+    def _with_mouth(self, frame: np.ndarray, mask: np.ndarray, points: np.ndarray) -> np.ndarray:
+        """Paint what lies between the inner lips, as far as the reference's own mouth does not show it."""
+        opening = _opening(points)
+        shown = _opening(self.source[0].cpu().numpy())
+        # The warp stretches what the picture shows: up to one and a half times that looks right, three times does not.
+        need = float(np.clip((opening / max(shown, 1e-3) - 1.5) / 1.5, 0, 1)) if opening > 0.01 else 0.0
+        if need == 0.0:
+            return frame
+        painted, (x0, y0, x1, y1) = self._paint(points, opening)
+        part = frame[y0:y1, x0:x1]
+        weight = (need * mask[y0:y1, x0:x1])[..., None]
+        frame[y0:y1, x0:x1] = part + weight * (painted - part)
+        return frame
+
+    def _paint(self, points: np.ndarray, opening: float) -> tuple[np.ndarray, tuple[int, int, int, int]]:
+        """The inside of the mouth, float [h, w, 3], and its box in the frame."""
+        height, width = self.reference.picture.shape[:2]
+        low, high = points[60:68].min(0), points[60:68].max(0)
+        x0, y0 = (max(0, int(v) - 3) for v in low)
+        x1, y1 = min(width, int(high[0]) + 4), min(height, int(high[1]) + 4)
+        dark, tongue, teeth = self.colours
+        zoom = 4  # drawn larger, then shrunk: smooth edges
+        canvas = Image.new("RGB", ((x1 - x0) * zoom, (y1 - y0) * zoom), tuple(dark))
+        draw = ImageDraw.Draw(canvas)
+
+        def polygon(outline: np.ndarray, colour: np.ndarray) -> None:
+            draw.polygon([((x - x0 + 0.5) * zoom, (y - y0 + 0.5) * zoom) for x, y in outline], fill=tuple(colour))
+
+        down = points[LOWER_INNER[2], :] - points[UPPER_INNER[2], :]
+        down = down / max(float(np.linalg.norm(down)), 1e-3)
+        upper, lower = points[list(UPPER_INNER)], points[list(LOWER_INNER)]
+        polygon(np.concatenate([lower, lower[::-1] - 0.35 * opening * self.eye_distance * down]), tongue)
+        drop = min(0.5 * opening, TEETH) * self.eye_distance * np.array([0.35, 0.95, 1.0, 0.95, 0.35])
+        polygon(np.concatenate([upper - 2 * down, (upper + drop[:, None] * down)[::-1]]), teeth)
+        canvas = canvas.filter(ImageFilter.GaussianBlur(0.9 * zoom))
+        small = np.asarray(canvas.resize((x1 - x0, y1 - y0), Image.Resampling.BOX), np.float32)
+        # Light falls off towards the corners of the mouth.
+        middle, half = (low[0] + high[0]) / 2, max((high[0] - low[0]) / 2, 1.0)
+        across = np.abs((np.arange(x0, x1) - middle) / half).clip(0, 1)
+        return small * (1 - 0.55 * across**2)[None, :, None], (x0, y0, x1, y1)
+
+
+def _opening(points: np.ndarray) -> float:
+    """Mouth opening by the distance of the eyes' centres."""
+    eyes = np.linalg.norm(points[36:42].mean(0) - points[42:48].mean(0))
+    return float(np.linalg.norm(points[62] - points[66]) / max(eyes, 1e-3))
+
+
+def _mouth_colours(picture: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Colours of the dark of the mouth, tongue and teeth in this picture's light, uint8 [3] each."""
+    height, width = picture.shape[:2]
+    skin_at = np.stack([(points[c] + points[31 if c < 8 else 35]) / 2 for c in CHEEKS])
+    columns, rows = skin_at.round().astype(int).T
+    skin = np.median(picture[rows.clip(0, height - 1), columns.clip(0, width - 1)].astype(np.float64), axis=0)
+    light = float(skin @ [0.299, 0.587, 0.114])
+    colourful = float(np.clip((skin[0] - skin[2]) / max(light, 1.0) / 0.3, 0, 1))  # 0 in a black-and-white picture
+    flesh = 1 - colourful * np.array([0.0, 0.28, 0.28])
+    dark, tongue = 0.16 * skin * flesh, 0.42 * skin * flesh
+    teeth = 0.4 * skin + 0.6 * min(1.15 * light + 20, 235.0)
+    return tuple(colour.clip(0, 255).astype(np.uint8) for colour in (dark, tongue, teeth))  # type: ignore[return-value]
