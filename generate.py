@@ -1,0 +1,372 @@
+"""One picture and a speech recording in, a talking-head video out:
+
+    uv run generate.py --audio examples/speech.wav --image examples/portrait.jpg
+
+Stage one (a2m) turns the sound into a Motion, stage two (m2v) turns the Motion and the picture into frames. After the
+flags come Hydra overrides of conf/generate.yaml, such as `a2m.weights=PATH`; a flag wins over an override.
+"""
+
+import argparse
+import logging
+import re
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn, TypeVar
+
+from common.errors import InputError
+from common.memory import keep_freed_memory
+
+if TYPE_CHECKING:  # torch takes seconds to import: a wrong flag should not wait for it
+    import numpy as np
+    import torch
+
+    from common.face.framing import ReferencePicture
+    from common.motion import Motion
+
+Item = TypeVar("Item")
+
+POSES = ("natural", "still")
+RENDERERS = ("mcvdm", "warp")
+FLAG_OVERRIDES = {"seed": "seed", "steps": "steps", "device": "device", "pose": "pose", "renderer": "m2v"}
+
+
+@dataclass
+class StageConfig:
+    name: str = "???"  # which model: conf/a2m and conf/m2v hold the choices
+    weights: str | None = None  # built-in name, folder, or hub id
+
+
+@dataclass
+class GenerateConfig:
+    a2m: StageConfig = field(default_factory=StageConfig)
+    m2v: StageConfig = field(default_factory=StageConfig)
+    seed: int = 0  # of everything that is drawn: head motion and blinks
+    steps: int | None = None  # sampling steps of diffusion models; None: the model's own
+    device: str = "auto"
+    pose: str = "natural"  # or still
+    crf: int = 18  # quality of the H.264 stream, 0 (lossless) to 51
+
+
+def main() -> None:
+    keep_freed_memory()
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
+    try:
+        args, overrides = parse(sys.argv[1:])
+        generate(args, compose(args, overrides))
+    except InputError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped; nothing was written", file=sys.stderr)
+        sys.exit(130)
+
+
+def generate(args: argparse.Namespace, config: GenerateConfig) -> None:
+    """From files to a file, in the order things happen."""
+    clock = Clock()
+    video_path = None if args.motion_only else args.out or default_output(args)
+    check_outputs(args, video_path)
+    with clock.stage("loading"):
+        device = pick_device(config.device)
+        audio = read_speech(args.audio) if args.audio else None
+        reference = read_reference(args)
+    if args.motion:
+        from common.motion import Motion
+
+        motion = Motion.load(args.motion)
+        say(f"motion: {args.motion}, {motion.n_frames} frames at {motion.fps:g} frames/s")
+    else:
+        with clock.stage("speech to motion"):
+            motion = speak(config, audio, reference, device)
+    if args.motion_only:
+        motion.save(args.motion_only, overwrite=args.overwrite)
+        print(f"{args.motion_only}: {motion.n_frames} frames at {motion.fps:g} frames/s ({clock})")
+        return
+    with clock.stage("motion to video"):
+        render(config, motion, reference, args, video_path, device)
+    print(f"{video_path}: {motion.n_frames / motion.fps:.2f} s of video ({clock})")
+
+
+# ---- what was asked for ---------------------------------------------------------------------------------------------
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message[:1].upper()}{message[1:]} (--help lists the flags)")
+
+
+def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Flags, and the Hydra overrides among them."""
+    parser = Parser(
+        prog="generate.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--audio", type=Path, metavar="FILE", help="speech: any sound file, or a video's sound")
+    add(
+        "--image",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="the person; of several, the most frontal with a closed mouth",
+    )
+    add("--out", type=Path, metavar="MP4", help="default: outputs/<audio>_<image>.mp4")
+    add("--overwrite", action="store_true", help="replace the output if it exists")
+    add("--seed", type=int, help="of head motion and blinks (default 0); the same seed gives the same frames")
+    add("--steps", type=int, help="sampling steps of diffusion models")
+    add("--device", help="auto, cpu or cuda (default: auto)")
+    add("--pose", choices=POSES, help="natural: the head moves and blinks (default); still: as in the picture")
+    add("--motion-only", type=Path, metavar="NPZ", help="stop after stage one and save the Motion")
+    add("--motion", type=Path, metavar="NPZ", help="start at stage two with this Motion")
+    add("--renderer", choices=RENDERERS, help="stage two: mcvdm (diffusion) or warp (instant preview)")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--face-index", type=int, metavar="N", help="which face, the largest is 0")
+    where.add_argument("--face-box", metavar="X0,Y0,X1,Y1", help="the face's box in pixels of the picture")
+    where.add_argument(
+        "--landmarks", type=Path, metavar="FILE", help="68 points (text, JSON or .npy) instead of detecting"
+    )
+    add("overrides", nargs="*", metavar="KEY=VALUE", help="Hydra overrides of conf/generate.yaml")
+    args = parser.parse_intermixed_args(argv)
+    overrides = list(args.overrides)
+    for path in [path for path in args.image or [] if re.match(r"[+~\w./@]+=", str(path)) and not path.exists()]:
+        args.image.remove(path)
+        overrides.append(str(path))
+    for override in overrides:
+        if "=" not in override and not override.startswith("~"):
+            raise InputError(f"'{override}' is neither a flag nor an override like seed=3 (--help lists the flags)")
+    if not args.image and not (args.motion_only and not args.motion):
+        raise InputError("Give a picture of the person: --image FILE")
+    if not args.audio and not args.motion:
+        raise InputError("Give a recording to speak: --audio FILE (or a Motion made earlier: --motion NPZ)")
+    if args.motion and args.motion_only:
+        raise InputError("--motion starts at stage two and --motion-only stops before it: give one of them")
+    if args.image and len(args.image) > 1 and (args.face_index is not None or args.face_box or args.landmarks):
+        raise InputError("--face-index, --face-box and --landmarks describe one picture: give one --image with them")
+    return args, overrides
+
+
+def compose(args: argparse.Namespace, overrides: list[str]) -> GenerateConfig:
+    """conf/generate.yaml, then the overrides, then the flags that were given."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.config_store import ConfigStore
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    ConfigStore.instance().store(name="generate_schema", node=GenerateConfig)
+    flags = {key: getattr(args, flag) for flag, key in FLAG_OVERRIDES.items() if getattr(args, flag) is not None}
+    for key, value in flags.items():
+        for override in [each for each in overrides if re.match(rf"[+]*{key}=", each)]:
+            say(f"note: the flag for {key} ({value}) wins over the override {override}")
+            overrides.remove(override)
+    try:
+        with initialize_config_dir(str(Path(__file__).resolve().parent / "conf"), version_base="1.3"):
+            composed = hydra_compose("generate", [*overrides, *(f"{key}={value}" for key, value in flags.items())])
+        config = OmegaConf.to_object(composed)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(f"The configuration does not fit: {str(error).splitlines()[0]}") from error
+    assert isinstance(config, GenerateConfig)
+    if config.pose not in POSES:
+        raise InputError(f"There is no pose '{config.pose}': choose {' or '.join(POSES)}")
+    if config.steps is not None and config.steps < 1:
+        raise InputError(f"A model needs at least 1 sampling step, not {config.steps}")
+    if config.steps is not None and (config.a2m.name, config.m2v.name) == ("regression", "warp"):
+        say("note: neither the regression nor the warp samples in steps: --steps has no effect")
+    return config
+
+
+def default_output(args: argparse.Namespace) -> Path:
+    return Path("outputs") / f"{(args.audio or args.motion).stem}_{args.image[0].stem}.mp4"
+
+
+def check_outputs(args: argparse.Namespace, video_path: Path | None) -> None:
+    """Before any work: can the result be written?"""
+    from common.files import check_output
+
+    if args.motion_only and args.motion_only.suffix != ".npz":
+        raise InputError(f"{args.motion_only} is not named as a Motion: let the name end in .npz")
+    check_output(video_path or args.motion_only, args.overwrite)
+
+
+def pick_device(name: str) -> "torch.device":
+    """auto, cpu, cuda or cuda:N → torch.device."""
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise InputError(f"There is no device '{name}': choose auto, cpu or cuda")
+    device = torch.device(name)
+    if device.type == "cuda" and not (torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()):
+        raise InputError(
+            f"The device {name} is not there or not usable: python -m common.doctor says why; try --device cpu"
+        )
+    return device
+
+
+# ---- what comes in --------------------------------------------------------------------------------------------------
+
+
+def read_speech(path: Path) -> "torch.Tensor":
+    """A recording → float32 [n] at 16 kHz."""
+    import torch
+
+    from common.media import read_audio
+
+    audio = torch.from_numpy(read_audio(path))
+    if len(audio) < 16000 // 5:
+        raise InputError(f"{path} lasts {len(audio) / 16000:.3f} s: a recording needs at least 0.2 s")
+    return audio
+
+
+def read_reference(args: argparse.Namespace) -> "ReferencePicture":
+    """The picture with its face, cut and frontalised; without a picture, the face model's mean face."""
+    from common.face.framing import ReferencePicture
+    from common.face.model import FaceModel
+    from common.media import read_picture
+
+    model = FaceModel.builtin()
+    if not args.image:
+        say("no picture: the face model's mean face speaks")
+        return ReferencePicture.mean(model)
+    references = []
+    for path in args.image:
+        picture = read_picture(path)
+        references.append(ReferencePicture.of(picture, find_landmarks(args, path, picture), model))
+    chosen = min(range(len(references)), key=lambda k: references[k].opening + references[k].turn_rad)
+    if len(references) > 1:
+        say(f"of {len(references)} pictures, {args.image[chosen]} is used: the most frontal with the mouth most closed")
+    return references[chosen]
+
+
+def find_landmarks(args: argparse.Namespace, path: Path, picture: "np.ndarray") -> "np.ndarray":
+    """Landmarks [68, 3] of the face to animate: detected, or as the flags say."""
+    from common.face import detect
+    from common.face.landmark_file import read_landmarks, with_depth
+    from common.face.model import FaceModel
+
+    if args.landmarks:
+        return with_depth(read_landmarks(args.landmarks), picture.shape[0], FaceModel.builtin())
+    if args.face_box:
+        numbers = args.face_box.split(",")
+        try:
+            x0, y0, x1, y1 = (float(number) for number in numbers)
+        except ValueError as error:
+            raise InputError(f"--face-box takes four numbers x0,y0,x1,y1, not '{args.face_box}'") from error
+        return detect.landmarks_at(picture, (x0, y0, x1, y1)).landmarks
+    faces = detect.find_faces(picture)
+    if not faces:
+        raise InputError(
+            f"No face was found in {path}: use a picture with a face that is upright, not too small and seen from the "
+            "front, or say where it is with --face-box x0,y0,x1,y1"
+        )
+    index = args.face_index or 0
+    if not 0 <= index < len(faces):
+        raise InputError(
+            f"{path} shows {len(faces)} face(s), so --face-index goes from 0 to {len(faces) - 1}, not {index}"
+        )
+    if len(faces) > 1 and args.face_index is None:
+        boxes = "; ".join(f"{k}: {','.join(f'{v:.0f}' for v in face.box)}" for k, face in enumerate(faces))
+        say(f"note: {path} shows {len(faces)} faces, the largest is used; --face-index chooses ({boxes})")
+    if faces[index].size_px < 48:
+        say(f"note: the face in {path} is only {faces[index].size_px:.0f} pixels large: the result will be soft")
+    return faces[index].landmarks
+
+
+# ---- the two stages -------------------------------------------------------------------------------------------------
+
+
+def speak(
+    config: GenerateConfig, audio: "torch.Tensor", reference: "ReferencePicture", device: "torch.device"
+) -> "Motion":
+    """Stage one: sound → Motion."""
+    if config.a2m.name != "regression":
+        raise InputError(f"There is no stage one called '{config.a2m.name}': choose a2m=regression")
+    from a2m.pipeline import AudioToMotion
+    from common.audio import frame_level_db
+
+    if float(frame_level_db(audio).max()) < -60:
+        say("warning: the recording is silent: the mouth will stay closed")
+    model = AudioToMotion.from_pretrained(config.a2m.weights or "small/a2m_regression", device=device)
+    height, width = reference.picture.shape[:2]
+    motion = model(audio, reference.lm3d, reference.pose, (width, height), pose=config.pose, seed=config.seed)
+    say(f"stage one: {model.name} ({config.a2m.weights}), head {config.pose}, {motion.n_frames} frames")
+    return motion
+
+
+def render(
+    config: GenerateConfig,
+    motion: "Motion",
+    reference: "ReferencePicture",
+    args: argparse.Namespace,
+    video_path: Path,
+    device: "torch.device",
+) -> None:
+    """Stage two: Motion and picture → frames → file."""
+    if config.m2v.name != "warp":
+        raise InputError(f"There are no built-in weights for the renderer '{config.m2v.name}' yet: use --renderer warp")
+    from common.face.model import FaceModel
+    from common.media import VideoWriter
+    from m2v.drive import drive
+    from m2v.preview import WarpRenderer
+
+    model = FaceModel.builtin()
+    if (motion.model, motion.convention) != (model.name, model.convention):
+        raise InputError(
+            f"The Motion's landmarks are those of '{motion.model}' ({motion.convention}), the renderer's those of "
+            f"'{model.name}' ({model.convention}): make the Motion with this project's face model"
+        )
+    landmarks = drive(motion, reference, model.mean)
+    height, width = reference.picture.shape[:2]
+    renderer = WarpRenderer(reference, device)
+    say(
+        f"stage two: {renderer.name} (the picture bent along the landmarks; only a mouth's inside is painted)"
+    )
+    with VideoWriter(
+        video_path, width, height, fps=motion.fps, audio_path=args.audio, overwrite=args.overwrite, crf=config.crf
+    ) as writer:
+        for frame in progress(renderer.render(landmarks), motion.n_frames, "frames"):
+            writer.write(frame)
+
+
+# ---- what is said ---------------------------------------------------------------------------------------------------
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def progress(items: Iterator[Item], total: int, unit: str) -> Iterator[Item]:
+    """A progress bar on a terminal, silence elsewhere."""
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    yield from track(items, unit, total, console=console, transient=True, disable=not console.is_terminal)
+
+
+class Clock:
+    """Seconds per stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - started
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.seconds.items())
+
+
+if __name__ == "__main__":
+    main()
