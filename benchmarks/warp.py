@@ -1,0 +1,84 @@
+"""The warp renderer against the picture repeated, on the test clips, people never seen:
+
+    python -m benchmarks.warp --data DIR
+
+ReferencePicture: the first valid frame. Motion: the clip's own track. Every tenth frame, 256×256; means over persons.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from benchmarks.report import by_person, clips, interval, is_word, markdown
+from common.face.framing import ReferencePicture
+from common.face.model import FaceModel
+from common.media import VideoReader
+from m2v.preview import WarpRenderer
+
+MOUTH_MARGIN = 0.35  # of the mouth's width, on every side of the lips' box
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--every", type=int, default=10)
+    args = parser.parse_args()
+    rows: list[list[object]] = []
+    measured = [(row, measure(args.data, row, args.every)) for row in clips(args.data, args.split)]
+    for name, wanted in (("running speech", False), ("single words (LRW-AR)", True)):
+        part = [(row["person"], values) for row, values in measured if is_word(row) == wanted and values is not None]
+        persons = [person for person, _ in part]
+        for k, method in enumerate(("picture repeated", "warp", "warp − repeated")):
+            cells: list[object] = [name, method, len(part), len(set(persons))]
+            for metric in range(4):
+                values = [v[1, metric] - v[0, metric] if k == 2 else v[k, metric] for _, v in part]
+                low, high = interval(values, persons)
+                digits = 1 if metric % 2 == 0 else 3
+                cells.append(f"{by_person(values, persons).mean():.{digits}f} ({low:.{digits}f} to {high:.{digits}f})")
+            rows.append(cells)
+    header = ["speech", "method", "clips", "people", "PSNR dB", "SSIM", "mouth PSNR dB", "mouth SSIM"]
+    print(markdown(header, rows))
+
+
+def measure(data_dir: Path, row: dict[str, str], every: int) -> np.ndarray | None:
+    """[2 methods, PSNR, SSIM, mouth PSNR, mouth SSIM], means over the frames of one clip."""
+    track = np.load(data_dir / "tracks" / f"{row['clip_id']}.npz")
+    valid, landmarks = track["valid"], track["landmarks"].astype(np.float32)
+    with VideoReader(data_dir / "clips" / f"{row['clip_id']}.mp4") as video:
+        frames = [frame for _, frame in video]
+    first = int(np.flatnonzero(valid)[0])
+    chosen = [k for k in range(first + every, min(len(frames), len(valid)), every) if valid[k]]
+    if not chosen:
+        return None
+    reference = ReferencePicture.of(frames[first], landmarks[first], FaceModel.builtin())
+    warped = WarpRenderer(reference).render(torch.from_numpy(landmarks[chosen]))
+    scores = []
+    for k, frame in zip(chosen, warped, strict=True):
+        box = mouth_box(landmarks[k], frames[k].shape[0])
+        scores.append(
+            [[*_score(each, frames[k]), *_score(each[box], frames[k][box])] for each in (frames[first], frame)]
+        )
+    return np.mean(scores, axis=0)
+
+
+def mouth_box(landmarks: np.ndarray, size_px: int) -> tuple[slice, slice]:
+    """Rows and columns around the lips of landmarks [68, 2 or 3]; at least 16 pixels each."""
+    low, high = landmarks[48:68, :2].min(0), landmarks[48:68, :2].max(0)
+    middle = (low + high) / 2
+    half = np.maximum((high - low) / 2 + MOUTH_MARGIN * (high[0] - low[0]), 8)
+    x0, y0 = np.clip(middle - half, 0, size_px - 16).astype(int)
+    x1, y1 = np.clip(middle + half, 16, size_px).astype(int)
+    return slice(y0, max(y1, y0 + 16)), slice(x0, max(x1, x0 + 16))
+
+
+def _score(picture: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
+    psnr = peak_signal_noise_ratio(truth, picture, data_range=255)
+    return float(psnr), float(structural_similarity(truth, picture, channel_axis=2, data_range=255))
+
+
+if __name__ == "__main__":
+    main()
