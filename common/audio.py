@@ -37,7 +37,7 @@ def n_frames(n_samples: int) -> int:
     return -(-n_samples // FRAME_SAMPLES)
 
 
-def log_mel(audio: Tensor, chunk_frames: int = 750) -> Tensor:
+def log_mel(audio: Tensor, chunk_frames: int = 250) -> Tensor:
     """Log-mel features of audio [n] at 16 kHz in [-1, 1]: float32 [T, 2, 128].
 
     Fixed scale, no normalisation per clip: a full-scale sine gives about +1, silence -1, and 50 dB are one unit. Column
@@ -131,6 +131,8 @@ class HubertFeatures:
             field = (field - 1) * step + kernel
         if (stride, field) != (STATE_SAMPLES, HUBERT_FIELD_SAMPLES):
             raise ValueError(f"HuBERT's states are 320 samples apart and see 400, this model's {stride} and {field}")
+        if layer is not None and not 0 <= layer <= model.config.num_hidden_layers:
+            raise ValueError(f"layer must be within 0..{model.config.num_hidden_layers}, got {layer}")
         self.model, self.is_normalised, self.layer = model.eval(), is_normalised, layer
         self.chunk_frames, self.context_frames = chunk_frames, context_frames
         self.dim: int = model.config.hidden_size
@@ -161,7 +163,10 @@ class HubertFeatures:
             is_normalised = Wav2Vec2FeatureExtractor.from_pretrained(folder_or_id).do_normalize
         except OSError:  # no preprocessor_config.json: as its class has it
             is_normalised = True
-        return cls(model.to(device).float(), is_normalised, layer)
+        try:
+            return cls(model.to(device).float(), is_normalised, layer)
+        except ValueError as error:
+            raise InputError(f"{folder_or_id} can't be used ({error}): give another HuBERT.") from error
 
     @torch.inference_mode()
     def __call__(self, audio: Tensor) -> Tensor:

@@ -16,9 +16,9 @@ log = logging.getLogger(__name__)
 
 def open_container(path: Path) -> InputContainer:
     """Open a local file, and nothing but local files: a playlist in disguise must not reach for the network."""
-    container = av.open(
-        f"file:{path.absolute()}", "r", options={"protocol_whitelist": "file"}, metadata_errors="replace"
-    )
+    # Until PyAV 19, tags that are not UTF-8 (old WAV and AVI files) were an error unless one said otherwise.
+    tags: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+    container = av.open(f"file:{path.absolute()}", "r", options={"protocol_whitelist": "file"}, **tags)
     if container.format.name == "tty":  # FFmpeg would draw any text file as a video
         container.close()
         raise InputError(f"{path} is a text file: give a recording or a video.")

@@ -8,6 +8,7 @@ Time 0 of a file is where a player starts: the earliest stream's first presentat
 
 import io
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack
 from fractions import Fraction
@@ -55,7 +56,7 @@ def read_picture(path: Path) -> np.ndarray:
     """Any picture that Pillow reads, as uint8 [H, W, 3] sRGB: turned as EXIF says, alpha on white, first frame."""
     check_input(path, "picture")
     try:
-        with Image.open(path) as image:
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:  # what matters is raised
             _check_side(path, *image.size)  # before decoding: a few bytes can promise gigabytes
             image.load()
             rgb = _rgb(_upright(image), image.info.get("icc_profile"))

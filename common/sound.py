@@ -19,6 +19,7 @@ from common.files import check_input, check_whole
 
 SAMPLE_RATE_HZ = (1000, 1_000_000)
 BLOCK_SAMPLES = 65536
+UNREADABLE = (soundfile.LibsndfileError, av.FFmpegError, ValueError)  # PyAV raises ValueError for odd layouts and tags
 GAP_S = (0.1, 60.0)  # time stamps jitter below this, and are broken above: in between, sound is kept in step
 
 
@@ -50,7 +51,7 @@ def open_sound(path: Path) -> Sound:
             raise InputError(f"{path} holds no sound: give another recording.") from None
         except InputError:
             raise
-        except (soundfile.LibsndfileError, av.FFmpegError, RuntimeError, TypeError, ValueError) as error:
+        except UNREADABLE as error:
             first_error = first_error or error
             continue
         if not SAMPLE_RATE_HZ[0] <= sample_rate_hz <= SAMPLE_RATE_HZ[1]:
@@ -78,7 +79,7 @@ def _checked(
             _, block = next(blocks)
         except StopIteration:
             return
-        except (soundfile.LibsndfileError, av.FFmpegError, RuntimeError) as error:
+        except UNREADABLE as error:
             raise InputError(f"{path} is damaged after {n / sample_rate_hz:.1f} s: copy or export it again.") from error
 
 

@@ -134,11 +134,14 @@ def test_sound_without_an_end_is_read_in_blocks(tmp_path: Path) -> None:
     [b"", b"hello\n" * 999, b"#EXTM3U\n#EXTINF:9,\nother.ts\n", bytes(5000), np.random.default_rng(0).bytes(50000)],
     ids=["empty", "text", "playlist", "zeros", "noise"],
 )
-def test_what_is_no_media_file_is_refused_in_one_sentence(tmp_path: Path, suffix: str, content: bytes) -> None:
+def test_what_is_no_media_file_is_refused_in_one_sentence(
+    tmp_path: Path, suffix: str, content: bytes, capfd: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / f"file.{suffix}"
     path.write_bytes(content)
     for read in (media.read_audio, media.read_picture, media.VideoReader):
         refusal(path, read)
+    assert capfd.readouterr() == ("", "")  # the decoders keep quiet: the sentence is all the user sees
 
 
 @pytest.mark.parametrize("read", [media.read_audio, media.read_picture, media.VideoReader])
@@ -686,6 +689,16 @@ def test_a_video_without_sound_and_a_sound_without_video_are_told_apart(tmp_path
     assert "no sound" in refusal(tmp_path / "silent.mp4")
     soundfile.write(tmp_path / "a.wav", tone(16000, 16000), 16000)
     assert "no picture" in refusal(tmp_path / "a.wav", media.VideoReader)
+
+
+def test_tags_that_are_not_unicode_do_not_matter(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", tone(16000, 16000), 16000)
+    with media.VideoWriter(tmp_path / "a.mp4", 64, 64, audio_path=tmp_path / "a.wav", comment="XXXX") as writer:
+        for _ in range(25):
+            writer.write(grey(10, (64, 64)))
+    path = tmp_path / "latin.mp4"
+    path.write_bytes((tmp_path / "a.mp4").read_bytes().replace(b"XXXX", b"\xe9\xff\xfe\xe9"))
+    assert len(media.read_audio(path)) == 16000 and len(list(media.VideoReader(path))) == 25
 
 
 def test_a_picture_attached_to_a_song_is_no_video(tmp_path: Path) -> None:
