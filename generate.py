@@ -68,27 +68,22 @@ def main() -> None:
 def generate(args: argparse.Namespace, config: GenerateConfig) -> None:
     """From files to a file, in the order things happen."""
     clock = Clock()
-    video_path = None if args.motion_only else args.out or default_output(args)
-    check_outputs(args, video_path)
+    result_path: Path = args.motion_only or args.out or default_output(args)
+    check_result(result_path, args)
     with clock.stage("loading"):
         device = pick_device(config.device)
-        audio = read_speech(args.audio) if args.audio else None
         reference = read_reference(args)
     if args.motion:
-        from common.motion import Motion
-
-        motion = Motion.load(args.motion)
-        say(f"motion: {args.motion}, {motion.n_frames} frames at {motion.fps:g} frames/s")
+        motion = read_motion(args.motion)
     else:
         with clock.stage("speech to motion"):
-            motion = speak(config, audio, reference, device)
+            motion = speak(config, read_speech(args.audio), reference, device)
     if args.motion_only:
-        motion.save(args.motion_only, overwrite=args.overwrite)
-        print(f"{args.motion_only}: {motion.n_frames} frames at {motion.fps:g} frames/s ({clock})")
-        return
-    with clock.stage("motion to video"):
-        render(config, motion, reference, args, video_path, device)
-    print(f"{video_path}: {motion.n_frames / motion.fps:.2f} s of video ({clock})")
+        motion.save(result_path, overwrite=args.overwrite)
+    else:
+        with clock.stage("motion to video"):
+            render(config, motion, reference, args, result_path, device)
+    print(f"{result_path}: {motion.n_frames} frames, {motion.duration_s:.2f} s ({clock})")
 
 
 # ---- what was asked for ---------------------------------------------------------------------------------------------
@@ -175,6 +170,10 @@ def compose(args: argparse.Namespace, overrides: list[str]) -> GenerateConfig:
     assert isinstance(config, GenerateConfig)
     if config.pose not in POSES:
         raise InputError(f"There is no pose '{config.pose}': choose {' or '.join(POSES)}")
+    if not 0 <= config.seed < 2**32:
+        raise InputError(f"A seed is a whole number from 0 to {2**32 - 1}, not {config.seed}")
+    if not 0 <= config.crf <= 51:
+        raise InputError(f"crf goes from 0 (lossless) to 51, not {config.crf}")
     if config.steps is not None and config.steps < 1:
         raise InputError(f"A model needs at least 1 sampling step, not {config.steps}")
     if config.steps is not None and (config.a2m.name, config.m2v.name) == ("regression", "warp"):
@@ -186,13 +185,13 @@ def default_output(args: argparse.Namespace) -> Path:
     return Path("outputs") / f"{(args.audio or args.motion).stem}_{args.image[0].stem}.mp4"
 
 
-def check_outputs(args: argparse.Namespace, video_path: Path | None) -> None:
+def check_result(path: Path, args: argparse.Namespace) -> None:
     """Before any work: can the result be written?"""
     from common.files import check_output
 
-    if args.motion_only and args.motion_only.suffix != ".npz":
-        raise InputError(f"{args.motion_only} is not named as a Motion: let the name end in .npz")
-    check_output(video_path or args.motion_only, args.overwrite)
+    if args.motion_only and path.suffix != ".npz":
+        raise InputError(f"{path} is not named as a Motion: let the name end in .npz")
+    check_output(path, args.overwrite)
 
 
 def pick_device(name: str) -> "torch.device":
@@ -224,6 +223,14 @@ def read_speech(path: Path) -> "torch.Tensor":
     if len(audio) < 16000 // 5:
         raise InputError(f"{path} lasts {len(audio) / 16000:.3f} s: a recording needs at least 0.2 s")
     return audio
+
+
+def read_motion(path: Path) -> "Motion":
+    from common.motion import Motion
+
+    motion = Motion.load(path)
+    say(f"motion: {path}, {motion.n_frames} frames at {motion.fps:g} frames/s")
+    return motion
 
 
 def read_reference(args: argparse.Namespace) -> "ReferencePicture":
@@ -289,14 +296,15 @@ def speak(
     """Stage one: sound → Motion."""
     if config.a2m.name != "regression":
         raise InputError(f"There is no stage one called '{config.a2m.name}': choose a2m=regression")
-    from a2m.pipeline import AudioToMotion
+    from a2m.pipeline import AudioToMotion, PoseMode
     from common.audio import frame_level_db
 
     if float(frame_level_db(audio).max()) < -60:
         say("warning: the recording is silent: the mouth will stay closed")
     model = AudioToMotion.from_pretrained(config.a2m.weights or "small/a2m_regression", device=device)
     height, width = reference.picture.shape[:2]
-    motion = model(audio, reference.lm3d, reference.pose, (width, height), pose=config.pose, seed=config.seed)
+    pose: PoseMode = "still" if config.pose == "still" else "natural"
+    motion = model(audio, reference.lm3d, reference.pose, (width, height), pose=pose, seed=config.seed)
     say(f"stage one: {model.name} ({config.a2m.weights}), head {config.pose}, {motion.n_frames} frames")
     return motion
 
@@ -326,9 +334,7 @@ def render(
     landmarks = drive(motion, reference, model.mean)
     height, width = reference.picture.shape[:2]
     renderer = WarpRenderer(reference, device)
-    say(
-        f"stage two: {renderer.name} (the picture bent along the landmarks; only a mouth's inside is painted)"
-    )
+    say(f"stage two: {renderer.name} (the picture bent along the landmarks; only a mouth's inside is painted)")
     with VideoWriter(
         video_path, width, height, fps=motion.fps, audio_path=args.audio, overwrite=args.overwrite, crf=config.crf
     ) as writer:

@@ -30,7 +30,8 @@ class WarpRenderer:
     def __init__(self, reference: ReferencePicture, device: torch.device | str = "cpu") -> None:
         self.reference = reference
         self.device = torch.device(device)
-        self.picture = torch.from_numpy(reference.picture.copy()).to(self.device).movedim(-1, 0)[None].float()  # [1, 3, H, W]
+        picture = torch.from_numpy(reference.picture.copy()).to(self.device)
+        self.picture = picture.movedim(-1, 0)[None].float()  # [1, 3, H, W]
         self.source = reference.landmarks[None, :, :2].to(self.device)  # [1, 68, 2]
         points = reference.landmarks[:, :2].numpy()
         self.eye_distance = float(np.linalg.norm(points[36:42].mean(0) - points[42:48].mean(0)))
@@ -44,30 +45,31 @@ class WarpRenderer:
             grid = warp.backward_grid(self.source.expand(len(targets), -1, -1), targets, height, width)
             frames = warp.apply(self.picture.expand(len(targets), -1, -1, -1), grid)
             gap = warp.inner_mouth_mask(targets, height, width)  # [b, 1, H, W]
-            frames = frames.clamp(0, 255).movedim(1, -1).cpu().numpy()
-            for frame, mask, points in zip(frames, gap[:, 0].cpu().numpy(), targets.cpu().numpy(), strict=True):
+            warped = frames.clamp(0, 255).movedim(1, -1).cpu().numpy()
+            for frame, mask, points in zip(warped, gap[:, 0].cpu().numpy(), targets.cpu().numpy(), strict=True):
                 yield self._with_mouth(frame, mask, points).round().astype(np.uint8)
 
     def _with_mouth(self, frame: np.ndarray, mask: np.ndarray, points: np.ndarray) -> np.ndarray:
         """Paint what lies between the inner lips, as far as the reference's own mouth does not show it."""
         opening = _opening(points)
-        shown = _opening(self.source[0].cpu().numpy())
+        shown = max(_opening(self.source[0].cpu().numpy()), 1e-3)
         # The warp stretches what the picture shows: up to one and a half times that looks right, three times does not.
-        need = float(np.clip((opening / max(shown, 1e-3) - 1.5) / 1.5, 0, 1)) if opening > 0.01 else 0.0
-        if need == 0.0:
+        need = float(np.clip((opening / shown - 1.5) / 1.5, 0, 1)) if opening > 0.01 else 0.0
+        height, width = mask.shape
+        low, high = points[60:68].min(0), points[60:68].max(0)
+        x0, y0 = (int(max(0, v - 3)) for v in low)
+        x1, y1 = int(min(width, high[0] + 4)), int(min(height, high[1] + 4))
+        if need == 0.0 or x0 >= x1 or y0 >= y1:
             return frame
-        painted, (x0, y0, x1, y1) = self._paint(points, opening)
+        painted = self._paint(points, opening, (x0, y0, x1, y1))
         part = frame[y0:y1, x0:x1]
         weight = (need * mask[y0:y1, x0:x1])[..., None]
         frame[y0:y1, x0:x1] = part + weight * (painted - part)
         return frame
 
-    def _paint(self, points: np.ndarray, opening: float) -> tuple[np.ndarray, tuple[int, int, int, int]]:
-        """The inside of the mouth, float [h, w, 3], and its box in the frame."""
-        height, width = self.reference.picture.shape[:2]
-        low, high = points[60:68].min(0), points[60:68].max(0)
-        x0, y0 = (max(0, int(v) - 3) for v in low)
-        x1, y1 = min(width, int(high[0]) + 4), min(height, int(high[1]) + 4)
+    def _paint(self, points: np.ndarray, opening: float, box: tuple[int, int, int, int]) -> np.ndarray:
+        """The inside of the mouth in a box x0, y0, x1, y1 of the frame, float [h, w, 3]."""
+        x0, y0, x1, y1 = box
         dark, tongue, teeth = self.colours
         zoom = 4  # drawn larger, then shrunk: smooth edges
         canvas = Image.new("RGB", ((x1 - x0) * zoom, (y1 - y0) * zoom), tuple(dark))
@@ -85,15 +87,16 @@ class WarpRenderer:
         canvas = canvas.filter(ImageFilter.GaussianBlur(0.9 * zoom))
         small = np.asarray(canvas.resize((x1 - x0, y1 - y0), Image.Resampling.BOX), np.float32)
         # Light falls off towards the corners of the mouth.
-        middle, half = (low[0] + high[0]) / 2, max((high[0] - low[0]) / 2, 1.0)
+        left, right = float(points[60:68, 0].min()), float(points[60:68, 0].max())
+        middle, half = (left + right) / 2, max((right - left) / 2, 1.0)
         across = np.abs((np.arange(x0, x1) - middle) / half).clip(0, 1)
-        return small * (1 - 0.55 * across**2)[None, :, None], (x0, y0, x1, y1)
+        return small * (1 - 0.55 * across**2)[None, :, None]
 
 
 def _opening(points: np.ndarray) -> float:
     """Mouth opening by the distance of the eyes' centres."""
-    eyes = np.linalg.norm(points[36:42].mean(0) - points[42:48].mean(0))
-    return float(np.linalg.norm(points[62] - points[66]) / max(eyes, 1e-3))
+    eyes = float(np.linalg.norm(points[36:42].mean(0) - points[42:48].mean(0)))
+    return float(np.linalg.norm(points[62] - points[66])) / max(eyes, 1e-3)
 
 
 def _mouth_colours(picture: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -106,5 +109,6 @@ def _mouth_colours(picture: np.ndarray, points: np.ndarray) -> tuple[np.ndarray,
     colourful = float(np.clip((skin[0] - skin[2]) / max(light, 1.0) / 0.3, 0, 1))  # 0 in a black-and-white picture
     flesh = 1 - colourful * np.array([0.0, 0.28, 0.28])
     dark, tongue = 0.16 * skin * flesh, 0.42 * skin * flesh
-    teeth = 0.4 * skin + 0.6 * min(1.15 * light + 20, 235.0)
-    return tuple(colour.clip(0, 255).astype(np.uint8) for colour in (dark, tongue, teeth))  # type: ignore[return-value]
+    teeth = min(1.05 * light + 10, 225.0) * (skin / max(light, 1.0)) ** 0.6  # white, in the light that the skin is in
+    dark, tongue, teeth = np.stack([dark, tongue, teeth]).clip(0, 255).astype(np.uint8)
+    return dark, tongue, teeth

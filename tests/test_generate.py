@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -19,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 SPEECH, PORTRAIT = ROOT / "examples" / "speech.wav", ROOT / "examples" / "portrait.jpg"
 
 
-def run(*flags: object) -> tuple[int, str]:
+def run(*flags: Any) -> tuple[int, str]:
     """generate.py in this process → exit code; what it said is captured by pytest."""
     before = sys.argv
     sys.argv = ["generate.py", *map(str, flags)]
@@ -121,8 +122,8 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
     bad_motion = tmp_path / "bad.npz"
     np.savez(bad_motion, landmarks=np.zeros((2, 3)))
     meadow, out = picture_without_face(tmp_path), tmp_path / "out" / "o.mp4"
-    good = ["--audio", short, "--image", PORTRAIT]
-    cases: list[tuple[list[object], str]] = [
+    good: list[Any] = ["--audio", short, "--image", PORTRAIT]
+    cases: list[tuple[list[Any], str]] = [
         (["--audio", tmp_path / "missing.wav", "--image", PORTRAIT], "missing.wav"),
         (["--audio", short, "--image", tmp_path / "missing.jpg"], "missing.jpg"),
         (["--audio", text, "--image", PORTRAIT], "notes.wav"),
@@ -169,7 +170,16 @@ def test_a_wrong_override_is_refused(override: str) -> None:
 
 
 def test_it_runs_as_a_program_from_another_folder(short: Path, tmp_path: Path) -> None:
-    command = [sys.executable, ROOT / "generate.py", "--audio", short, "--image", PORTRAIT, "--out", "x.mp4"]
+    command = [
+        sys.executable,
+        str(ROOT / "generate.py"),
+        "--audio",
+        str(short),
+        "--image",
+        str(PORTRAIT),
+        "--out",
+        "x.mp4",
+    ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "x.mp4" in done.stdout and (tmp_path / "x.mp4").exists()

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from common.face import detect
 from common.face.framing import ReferencePicture
@@ -73,3 +75,13 @@ def test_frames_do_not_depend_on_their_batch(reference: ReferencePicture) -> Non
     together = list(WarpRenderer(reference).render(targets))
     alone = [next(iter(WarpRenderer(reference).render(target[None]))) for target in targets]
     assert max(np.abs(a.astype(int) - b).max() for a, b in zip(together, alone, strict=True)) <= 1
+
+
+@given(dx=st.floats(-500, 500), dy=st.floats(-500, 500), zoom=st.floats(0.01, 8))
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_face_that_leaves_the_picture_is_still_a_picture(
+    reference: ReferencePicture, dx: float, dy: float, zoom: float
+) -> None:
+    targets = opened(reference, 0.3)[None, :, :2] * zoom + torch.tensor([dx, dy])
+    frame = next(iter(WarpRenderer(reference).render(targets)))
+    assert frame.shape == reference.picture.shape and frame.dtype == np.uint8
