@@ -90,11 +90,11 @@ def read_clicks(video_path: Path, asked: list[int]) -> tuple[list[int], list[int
             change.append(float(np.abs(frame - first).mean()))
     sound = np.abs(read_audio(video_path, RATE_HZ))
     sounded, shown = [], []
-    for frame in asked:
-        low = max(0, frame - FPS // 2)
-        shown.append(low + int(np.argmax(change[low : frame + FPS // 2])))
-        start = max(0, click_sample(frame) - RATE_HZ // 2)
-        part = sound[start : click_sample(frame) + RATE_HZ // 2]
+    for wanted in asked:
+        low = max(0, wanted - FPS // 2)
+        shown.append(low + int(np.argmax(change[low : wanted + FPS // 2])))
+        start = max(0, click_sample(wanted) - RATE_HZ // 2)
+        part = sound[start : click_sample(wanted) + RATE_HZ // 2]
         sounded.append(start + int(np.flatnonzero(part > 0.5 * part.max())[0]))
     return sounded, shown, len(change)
 

@@ -107,8 +107,8 @@ def read_backgrounds(folder: Path | None, size_px: int = 512) -> list[np.ndarray
     """Pictures without faces, scikit-image's own and those of `folder`: uint8 [H, W, 3], longer side ≤ `size_px`."""
     from skimage import data
 
-    names = ("coffee", "rocket", "chelsea", "hubble_deep_field", "immunohistochemistry", "retina", "brick", "grass")
-    names += ("gravel", "page", "text", "coins", "clock", "moon")
+    names = ["coffee", "rocket", "chelsea", "hubble_deep_field", "immunohistochemistry", "retina", "brick", "grass"]
+    names += ["gravel", "page", "text", "coins", "clock", "moon"]
     pictures = [np.asarray(Image.fromarray(getattr(data, name)()).convert("RGB")) for name in names]
     for path in sorted(folder.rglob("*")) if folder else []:
         if path.suffix.lower() in {".jpg", ".jpeg", ".png", ".webp"}:

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -174,7 +175,7 @@ def propose_by_cascade(picture: np.ndarray) -> list[Square]:
 
 
 @cache
-def _cascade() -> "object":
+def _cascade() -> Any:
     from skimage.data import lbp_frontal_face_cascade_filename
     from skimage.feature import Cascade
 
@@ -285,7 +286,7 @@ def networks() -> tuple[Finder, LandmarkNet]:
     return finder.eval(), network.eval()
 
 
-def _fields(config: dict) -> dict:
+def _fields(config: dict[str, Any]) -> dict[str, Any]:
     return {
         name: tuple(value) if isinstance(value, list) else value for name, value in config.items() if name != "type"
     }

@@ -75,7 +75,7 @@ def bridge_gaps(landmarks: list[np.ndarray | None], fps: float) -> tuple[np.ndar
     parts = np.split(at, breaks + 1)
     longest = max(parts, key=lambda part: part[-1] - part[0])
     first, end = int(longest[0]), int(longest[-1]) + 1
-    known = np.stack([landmarks[k] for k in longest])  # type: ignore[misc]  # these were seen
+    known = np.stack([landmarks[k] for k in longest])
     frames = np.arange(first, end)
     after = np.searchsorted(longest, frames).clip(0, len(longest) - 1)
     before = np.maximum(after - (longest[after] > frames), 0)

@@ -344,6 +344,8 @@ def train(args: argparse.Namespace) -> None:
         first = state["step"]
         print(f"resumed at step {first}", flush=True)
 
+    compute_losses: Callable[..., dict[str, Tensor]] = finder_loss if is_finder else landmark_loss
+
     def make_batch(step: int) -> tuple[Tensor, Tensor, Tensor]:
         generator = Generator().manual_seed(args.seed * 1_000_003 + step + 1)  # resuming sees the same batches
         if is_finder:
@@ -357,8 +359,7 @@ def train(args: argparse.Namespace) -> None:
             group["lr"] = learning_rate(step, n_steps, args.lr)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             out = model(batch[0].contiguous(memory_format=torch.channels_last))
-        compute_loss = finder_loss if is_finder else landmark_loss
-        losses = compute_loss(*(part.float() for part in out), *batch[1:])
+        losses = compute_losses(*(part.float() for part in out), *batch[1:])
         loss = torch.stack(list(losses.values())).sum()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -27,7 +27,7 @@ def test_landmarks_follow_a_moving_face(portrait: np.ndarray) -> None:
     shifts = [0, 3, 6, 9, 12, 9, 6]
     seen = list(track_frames(shifted(portrait, dx) for dx in shifts))
     assert all(points is not None for points in seen)
-    moved = [float((points - seen[0])[:, 0].mean()) for points in seen if points is not None]  # type: ignore[operator]
+    moved = [float((points - seen[0])[:, 0].mean()) for points in seen if points is not None]
     assert np.allclose(moved, shifts, atol=1.0)
 
 
