@@ -116,7 +116,8 @@ def _ffmpeg_blocks(path: Path) -> Iterator[tuple[int, np.ndarray]]:
         stated_s = stream.duration * time_base if stream.duration else None
         if stated_s is not None and "mp4" in container.format.name:
             # AAC comes in whole frames; the edit list says where in the last one the sound ends.
-            surplus = n - round((max(stream.start_time or 0, 0) * time_base - (start_s or 0) + stated_s) * rate)
+            late_s = 0 if start_s is None else max(stream.start_time or 0, 0) * time_base - start_s
+            surplus = n - round((late_s + stated_s) * rate)
             held = held[: len(held) - surplus] if 0 < surplus < len(held) else held
         yield rate, held
         if stated_s is not None and container.format.name == "flac" and n + 1 < stated_s * rate:
