@@ -109,7 +109,8 @@ def pose_from_affine(affine: Tensor) -> Pose:
     """Affine camera [..., 2, 4] -> Pose."""
     tiny = torch.finfo(affine.dtype).tiny ** 0.25
     norms = (affine[..., :3].square().sum(dim=-1) + tiny**2).sqrt()  # [..., 2]; finite gradient at zero
-    rows = affine[..., :3] / norms[..., None]
+    upright = torch.eye(2, 3, dtype=affine.dtype, device=affine.device)  # for points that all lie in one place
+    rows = torch.where(norms[..., None] > 2 * tiny, affine[..., :3] / norms[..., None], upright)
     return Pose(norms.mean(dim=-1), nearest_rotation(rows), affine[..., 3])
 
 

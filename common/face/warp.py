@@ -129,7 +129,7 @@ def _check(src: Tensor, dst: Tensor) -> None:
 def _kernel(points: Tensor, centres: Tensor) -> Tensor:
     """r² log r² between [B, N, 2] and [B, P, 2] -> [B, N, P]; zero at r = 0."""
     squared = (points[:, :, None] - centres[:, None]).square().sum(dim=-1)
-    return torch.xlogy(squared, squared)
+    return squared * (squared + 1e-12).log()  # xlogy's gradient is infinite at zero
 
 
 def _solve_spline(centres: Tensor, values: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
