@@ -1,0 +1,55 @@
+"""The mouth in face space: how far it is open, the same face with it closed, lips that don't pass through each other.
+
+All points are M̄ + LM3D: x to the image's right, y up. The *opening* is the distance of the middle of the inner lips
+(62, 66) by the distance of the eye centres.
+"""
+
+import torch
+from torch import Tensor
+
+from common.face.model import LEFT_EYE, LIP_STREAM, RIGHT_EYE
+
+UPPER, LOWER = (61, 62, 63), (67, 66, 65)  # inner lip, facing each other; 60 and 64 are the corners
+CLOSED_OPENING = 0.02  # trackers see lips that touch as open by 0.00 to 0.02
+TOUCHING_OPENING = 0.005  # their median
+
+
+def eye_distance(points: Tensor) -> Tensor:
+    """Distance of the eye centres: [..., 68, 2 or 3] -> [...]."""
+    return (points[..., LEFT_EYE, :].mean(dim=-2) - points[..., RIGHT_EYE, :].mean(dim=-2)).norm(dim=-1)
+
+
+def opening(points: Tensor) -> Tensor:
+    """Mouth opening by the eye distance: [..., 68, 2 or 3] -> [...]."""
+    return (points[..., 62, :] - points[..., 66, :]).norm(dim=-1) / eye_distance(points)
+
+
+def lip_gap(points: Tensor) -> Tensor:
+    """Height of the upper above the lower inner lip at its three pairs of points: [..., 68, 3] -> [..., 3], signed."""
+    return points[..., UPPER, 1] - points[..., LOWER, 1]
+
+
+def set_lip_gap(points: Tensor, gap: Tensor) -> Tensor:
+    """Move each pair of inner-lip points apart or together, evenly, to the given gaps [..., 3]."""
+    half = (gap - lip_gap(points)) / 2
+    moved = points.clone()
+    moved[..., UPPER, 1] += half
+    moved[..., LOWER, 1] -= half
+    return moved
+
+
+def keep_lips_apart(points: Tensor, least_gap: Tensor) -> Tensor:
+    """Where an upper inner lip lies lower than `least_gap` [3] above its lower one, both meet halfway."""
+    return set_lip_gap(points, torch.maximum(lip_gap(points), least_gap))
+
+
+def closed(points: Tensor, opening_direction: Tensor) -> Tensor:
+    """The same face [68, 3] with its mouth closed; exactly the same where it is.
+
+    opening_direction: [37, 3], how lips and jaw move per unit that the middle of the inner lips opens.
+    """
+    most = CLOSED_OPENING * eye_distance(points)
+    excess = (points[62, 1] - points[66, 1] - most).clamp(min=0)
+    shut = points.clone()
+    shut[LIP_STREAM, :] -= excess * opening_direction
+    return set_lip_gap(shut, torch.where(lip_gap(shut) > most, most, lip_gap(shut))) if excess > 0 else shut

@@ -1,0 +1,227 @@
+"""How a head moves and eyes blink while their owner speaks: a prior fitted from tracks, sampled with a generator.
+
+The head: a stationary linear-Gaussian autoregression of second order at 5 Hz (faster motion in the tracks is noise) of
+pitch, yaw, roll, two translations and the logarithm of the scale, relative to the picture's own pose. It starts at
+rest, so the first frame is the picture's and motion builds up by itself; a cubic spline leads to 25 Hz. The blinks: a
+renewal process with Erlang intervals and the mean curve of lid aperture in the tracks.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.interpolate import CubicSpline
+from torch import Generator, Tensor, nn
+
+from a2m.data import Clip, raw_aperture, smooth
+from common import weights
+from common.face.model import LID_PAIRS, FaceModel
+from common.face.pos import Pose, euler_rad, from_euler_rad
+
+PREFIX = "head."  # of this module's tensors in the weights that it shares with the regression
+FPS = 25
+STEP_FRAMES = 5  # 5 Hz
+N_DIMENSIONS = 6  # pitch, yaw, roll in radians; x, y in face model units; log scale
+# What a warped picture bears without tearing; tanh keeps samples inside.
+LIMITS = (math.radians(4), math.radians(6), math.radians(4), 0.08, 0.06, 0.04)
+BLINK_BEFORE, BLINK_AFTER = 3, 12  # frames of the curve around its minimum
+_SMOOTHING_FRAMES = 2.0
+_LEAST_FRAMES = 75
+_MOST_FRAMES_OF_A_PERSON = 1500
+_BLINK_DEPTH, _BLINK_END = 0.6, 0.75  # of the aperture around
+_LONGEST_BLINK = 10  # frames; longer ones are looks down
+_REFRACTORY_S = 0.6
+
+
+class HeadPrior(nn.Module):
+    """transition: [2, 6, 6] for one and two steps back; noise: [6, 6], Cholesky factor; pause_noise: its factor where
+
+    nothing is said; blink_curve: [16] relative aperture; blink_interval_s: mean; blink_shape: of the Erlang.
+    """
+
+    transition: Tensor
+    noise: Tensor
+    pause_noise: Tensor
+    blink_curve: Tensor
+    blink_interval_s: Tensor
+    blink_shape: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("transition", torch.zeros(2, N_DIMENSIONS, N_DIMENSIONS))
+        self.register_buffer("noise", torch.zeros(N_DIMENSIONS, N_DIMENSIONS))
+        self.register_buffer("pause_noise", torch.ones(()))
+        self.register_buffer("blink_curve", torch.ones(BLINK_BEFORE + 1 + BLINK_AFTER))
+        self.register_buffer("blink_interval_s", torch.tensor(4.0))
+        self.register_buffer("blink_shape", torch.tensor(2.0))
+
+    @staticmethod
+    def from_state(state: dict[str, Tensor], source: Any) -> HeadPrior:
+        part = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
+        return weights.load_into(HeadPrior(), part, source)
+
+    def sample_pose(self, sound: Tensor, generator: Generator) -> Tensor:
+        """Deviations from the picture's pose, [T, 6], zero in the first frame; sound: [T] bool or 0..1."""
+        T = len(sound)
+        n_steps = T // STEP_FRAMES + 3
+        eps = torch.randn(n_steps, N_DIMENSIONS, generator=generator)
+        activity = torch.nn.functional.pad(sound.float(), (0, n_steps * STEP_FRAMES - T))
+        activity = activity.unflatten(0, (n_steps, STEP_FRAMES)).mean(dim=1)
+        strength = self.pause_noise + (1 - self.pause_noise) * activity
+        pushes = ((eps * strength[:, None]) @ self.noise.mT).double().numpy()
+        first, second = self.transition.double().numpy()
+        x = np.zeros((n_steps, N_DIMENSIONS))
+        for k in range(2, n_steps):  # two steps at rest: no velocity at the start either
+            x[k] = first @ x[k - 1] + second @ x[k - 2] + pushes[k]
+        knots = (np.arange(n_steps) - 1) * STEP_FRAMES
+        path = torch.from_numpy(CubicSpline(knots, x)(np.arange(T))).float()
+        path = path - path[:1]  # zero already, to rounding
+        limits = torch.tensor(LIMITS)
+        return limits * torch.tanh(path / limits)
+
+    def sample_lids(self, T: int, generator: Generator) -> Tensor:
+        """Aperture of the lids relative to the picture's, [T], with blinks; 1 in the first frame."""
+        aperture = torch.ones(T)
+        shape = int(self.blink_shape)
+        scale = (float(self.blink_interval_s) - _REFRACTORY_S) / shape
+        time_s = 0.0
+        while time_s < T / FPS:
+            uniform = torch.rand(shape, generator=generator, dtype=torch.float64).clamp(min=1e-12)
+            time_s += _REFRACTORY_S - scale * float(uniform.log().sum())
+            start = round(time_s * FPS)
+            part = self.blink_curve[: max(0, T - start)]
+            aperture[start : start + len(part)] = torch.minimum(aperture[start : start + len(part)], part)
+        return aperture
+
+
+def apply_pose(reference: Pose, deviation: Tensor) -> Pose:
+    """The picture's pose (no leading shape) moved by deviations [T, 6] -> Pose [T]."""
+    rotation = from_euler_rad(deviation[:, :3]) @ reference.rotation  # the identity, exactly, for zeros
+    translation = reference.translation + deviation[:, 3:5] * reference.scale
+    return Pose(reference.scale * deviation[:, 5].exp(), rotation, translation)
+
+
+def apply_lids(points: Tensor, aperture: Tensor) -> Tensor:
+    """Lids [T, 68, 3] opened to `aperture` [T] times what they are; 1 changes nothing, 0 closes them.
+
+    The upper lid does most of the way, as lids do.
+    """
+    moved = points.clone()
+    for upper, lower in LID_PAIRS:
+        gap = (points[:, upper] - points[:, lower]) * (1 - aperture[:, None])  # [T, 3]
+        moved[:, upper] -= 0.85 * gap
+        moved[:, lower] += 0.15 * gap
+    return moved
+
+
+# ---- fitting --------------------------------------------------------------------------------------------------------
+
+
+def fit_head_prior(clips: list[Clip], model: FaceModel) -> HeadPrior:
+    """Fit both parts to the clips of running speech."""
+    clips = [clip for clip in clips if not clip.is_word and len(clip.mel) >= _LEAST_FRAMES]
+    prior = HeadPrior()
+    _fit_motion(prior, clips)
+    _fit_blinks(prior, clips, model)
+    return prior
+
+
+def head_motion(clip: Clip) -> Tensor:
+    """A clip's pose relative to its mean, smoothed: [T, 6]."""
+    pose = clip.pose
+    angles = torch.from_numpy(np.unwrap(euler_rad(pose.rotation).numpy(), axis=0))
+    motion = torch.cat([angles, pose.translation / pose.scale.mean(), pose.scale.log()[:, None]], dim=1)
+    return smooth(motion - motion.mean(dim=0), _SMOOTHING_FRAMES)
+
+
+def _fit_motion(prior: HeadPrior, clips: list[Clip]) -> None:
+    """Weighted least squares of x_k on x_(k-1), x_(k-2); all five phases of the 25 Hz tracks serve."""
+    frames = {clip.person: 0 for clip in clips}
+    for clip in clips:
+        frames[clip.person] += len(clip.mel)
+    past, now, weight, sound = [], [], [], []
+    for clip in clips:
+        x = head_motion(clip).double()
+        share = min(1.0, _MOST_FRAMES_OF_A_PERSON / frames[clip.person])
+        past.append(torch.cat([x[STEP_FRAMES:-STEP_FRAMES], x[: -2 * STEP_FRAMES]], dim=1))
+        now.append(x[2 * STEP_FRAMES :])
+        weight.append(torch.full((len(now[-1]),), share, dtype=torch.float64))
+        sound.append(smooth(clip.sound.double(), STEP_FRAMES / 2)[2 * STEP_FRAMES :])
+    # Mirrored, every clip counts a second time: nobody is left-handed on average.
+    flip = torch.tensor([1.0, -1, -1, -1, 1, 1], dtype=torch.float64)
+    p, n, w, s = torch.cat(past), torch.cat(now), torch.cat(weight), torch.cat(sound)
+    p, n = torch.cat([p, p * flip.repeat(2)]), torch.cat([n, n * flip])
+    w, s = torch.cat([w, w]), torch.cat([s, s])
+    gram = (p * w[:, None]).mT @ p
+    ridge = 1e-3 * gram.diagonal().diag()
+    a = torch.linalg.solve(gram + ridge, (p * w[:, None]).mT @ n).mT  # [6, 12]
+    error = n - p @ a.mT
+    covariance = (error * w[:, None]).mT @ error / w.sum()
+    # Innovations in pauses and in speech, whitened, by their root mean square.
+    whitened = torch.linalg.solve_triangular(torch.linalg.cholesky(covariance), error.mT, upper=False).mT
+    energy = whitened.square().mean(dim=1)
+    level = {name: ((energy * w * m).sum() / (w * m).sum()).sqrt() for name, m in (("on", s > 0.9), ("off", s < 0.1))}
+    prior.pause_noise.copy_((level["off"] / level["on"]).clamp(0.5, 1.0))
+    prior.noise.copy_((torch.linalg.cholesky(covariance) * level["on"]).float())
+    while spectral_radius(a) > 0.98:  # stationary, with a memory of at most ten seconds
+        a = 0.99 * a
+    prior.transition.copy_(torch.stack([a[:, :N_DIMENSIONS], a[:, N_DIMENSIONS:]]).float())
+
+
+def spectral_radius(a: Tensor) -> float:
+    """Of the companion matrix of [A1 A2], [6, 12]; below 1 for a stationary process."""
+    companion = torch.cat([a, torch.eye(2 * N_DIMENSIONS, dtype=a.dtype)[:N_DIMENSIONS]])
+    return float(torch.linalg.eigvals(companion).abs().max())
+
+
+def _fit_blinks(prior: HeadPrior, clips: list[Clip], model: FaceModel) -> None:
+    blinks: dict[str, int] = {}
+    minutes: dict[str, float] = {}
+    intervals: list[float] = []
+    curves: list[Tensor] = []
+    for clip in clips:
+        relative = relative_aperture(clip.lm3d + model.mean)
+        found = find_blinks(relative)
+        blinks[clip.person] = blinks.get(clip.person, 0) + len(found)
+        minutes[clip.person] = minutes.get(clip.person, 0.0) + len(relative) / (60 * FPS)
+        intervals += [(b - a) / FPS for a, b in pairwise(found)]
+        for k in found:
+            if BLINK_BEFORE <= k < len(relative) - BLINK_AFTER:
+                curves.append(relative[k - BLINK_BEFORE : k + BLINK_AFTER + 1])
+    # The median person: a few who blink all the time would make everybody nervous.
+    rates = [blinks[person] / minutes[person] for person in blinks if minutes[person] > 0.15]
+    prior.blink_interval_s.fill_(60 / float(torch.tensor(rates).median()))
+    spread = torch.tensor(intervals)  # few of them are long: clips end
+    prior.blink_shape.fill_(float((spread.mean() ** 2 / spread.var()).round().clamp(1, 6)))
+    curve = torch.stack(curves).median(dim=0).values
+    # From 1 and back to 1: what is left of the slopes before and after is other people's other blinks.
+    curve = (curve / max(float(curve[0]), float(curve[-1]))).clamp(max=1.0)
+    curve[0] = curve[-1] = 1.0
+    prior.blink_curve.copy_(curve)
+
+
+def relative_aperture(shape: Tensor, around: int = 50) -> Tensor:
+    """Lid aperture by its median over four seconds: [T, 68, 3] -> [T]."""
+    aperture = raw_aperture(shape)
+    padded = torch.nn.functional.pad(aperture[None], (around, around), mode="replicate")[0]
+    return aperture / padded.unfold(0, 2 * around + 1, 1).median(dim=1).values
+
+
+def find_blinks(relative: Tensor) -> list[int]:
+    """Frames where a blink is deepest."""
+    found, frame, T = [], 0, len(relative)
+    while frame < T:
+        if relative[frame] >= _BLINK_DEPTH:
+            frame += 1
+            continue
+        end = frame
+        while end < T and relative[end] < _BLINK_END:
+            end += 1
+        if end - frame <= _LONGEST_BLINK:
+            found.append(frame + int(relative[frame:end].argmin()))
+        frame = end + 3
+    return found
