@@ -323,7 +323,7 @@ def render(
     from common.face.model import FaceModel
     from common.media import VideoWriter
     from m2v.drive import drive
-    from m2v.preview import WarpRenderer
+    from m2v.preview import MAX_TURN_RAD, WarpRenderer
 
     model = FaceModel.builtin()
     if (motion.model, motion.convention) != (model.name, model.convention):
@@ -331,7 +331,7 @@ def render(
             f"The Motion's landmarks are those of '{motion.model}' ({motion.convention}), the renderer's those of "
             f"'{model.name}' ({model.convention}): make the Motion with this project's face model"
         )
-    landmarks = drive(motion, reference, model.mean)
+    landmarks = drive(motion, reference, model.mean, MAX_TURN_RAD)
     height, width = reference.picture.shape[:2]
     renderer = WarpRenderer(reference, device)
     say(f"stage two: {renderer.name} (the picture bent along the landmarks; only a mouth's inside is painted)")

@@ -6,6 +6,7 @@ gap between the inner lips is painted (dark, with a row of upper teeth) instead 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -18,6 +19,7 @@ from common.face.framing import ReferencePicture
 
 BATCH = 16  # frames warped at once
 UPPER_INNER, LOWER_INNER = (60, 61, 62, 63, 64), (64, 65, 66, 67, 60)  # corner to corner
+MAX_TURN_RAD = math.radians(18)  # from the picture; beyond, the far cheek folds over
 TEETH = 0.085  # how much of the upper teeth can show at most, in distances of the eyes' centres
 CHEEKS = (2, 3, 13, 14)  # skin around the nose is found between these and the nose
 

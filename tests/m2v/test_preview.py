@@ -1,5 +1,6 @@
 """The warp renderer and what a Motion asks of a picture."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +13,10 @@ from hypothesis import strategies as st
 from common.face import detect
 from common.face.framing import ReferencePicture
 from common.face.model import FaceModel
-from common.face.pos import Pose, from_euler_rad
+from common.face.pos import Pose, euler_rad, from_euler_rad
 from common.media import read_picture
 from common.motion import Motion
-from m2v.drive import drive
+from m2v.drive import drive, hold_back
 from m2v.preview import WarpRenderer
 
 PORTRAIT = Path(__file__).parents[2] / "examples" / "portrait.jpg"
@@ -58,6 +59,15 @@ def test_turning_the_head_moves_the_nose_to_the_same_side(reference: ReferencePi
     landmarks = drive(replace(motion, pose=pose, reference=motion.rest), reference, FaceModel.builtin().mean)
     nose, eyes = (landmarks[0, list(group), 0] - reference.landmarks[list(group), 0] for group in ((30,), (36, 45)))
     assert nose.mean() - eyes.mean() > 0.05 * (reference.landmarks[45, 0] - reference.landmarks[36, 0])
+
+
+def test_large_turns_are_held_back_and_small_ones_are_not() -> None:
+    asked = torch.deg2rad(torch.tensor([0.0, 5.0, 11.9, 20.0, 45.0, 90.0]))
+    angles = torch.stack([torch.zeros(6), asked, torch.zeros(6)], dim=1)
+    given = euler_rad(hold_back(from_euler_rad(angles), math.radians(18)))[:, 1]
+    assert torch.allclose(given[:3], asked[:3], atol=1e-5)
+    assert (given.diff() > 0).all() and given.max() <= math.radians(18.001)
+    assert torch.equal(hold_back(from_euler_rad(angles), math.inf), from_euler_rad(angles))
 
 
 def test_an_opened_mouth_is_dark_inside_and_the_border_stays(reference: ReferencePicture) -> None:
