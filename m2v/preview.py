@@ -102,15 +102,18 @@ def _opening(points: np.ndarray) -> float:
 
 
 def _mouth_colours(picture: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Colours of the dark of the mouth, tongue and teeth in this picture's light, uint8 [3] each."""
-    height, width = picture.shape[:2]
-    skin_at = np.stack([(points[c] + points[31 if c < 8 else 35]) / 2 for c in CHEEKS])
-    columns, rows = skin_at.round().astype(int).T
-    skin = np.median(picture[rows.clip(0, height - 1), columns.clip(0, width - 1)].astype(np.float64), axis=0)
+    """Colours of the dark of the mouth, the tongue and the teeth in this picture's light, uint8 [3] each."""
+    skin = _colour_at(picture, np.stack([(points[c] + points[31 if c < 8 else 35]) / 2 for c in CHEEKS]))
+    lips = _colour_at(picture, (points[[50, 51, 52, 56, 57, 58]] + points[[61, 62, 63, 65, 66, 67]]) / 2)
     light = float(skin @ [0.299, 0.587, 0.114])
-    colourful = float(np.clip((skin[0] - skin[2]) / max(light, 1.0) / 0.3, 0, 1))  # 0 in a black-and-white picture
-    flesh = 1 - colourful * np.array([0.0, 0.28, 0.28])
-    dark, tongue = 0.16 * skin * flesh, 0.42 * skin * flesh
-    teeth = min(1.05 * light + 10, 225.0) * (skin / max(light, 1.0)) ** 0.6  # white, in the light that the skin is in
-    dark, tongue, teeth = np.stack([dark, tongue, teeth]).clip(0, 255).astype(np.uint8)
+    # White, in the light that the skin is in: less coloured than the skin itself.
+    teeth = min(1.05 * light + 10, 225.0) * (skin / max(light, 1.0)) ** 0.6
+    dark, tongue, teeth = np.stack([0.2 * lips, 0.5 * lips, teeth]).clip(0, 255).astype(np.uint8)
     return dark, tongue, teeth
+
+
+def _colour_at(picture: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """The median colour of a picture at points [P, 2], float64 [3]."""
+    columns, rows = points.round().astype(int).T
+    at = rows.clip(0, picture.shape[0] - 1), columns.clip(0, picture.shape[1] - 1)
+    return np.median(picture[at].astype(np.float64), axis=0)
