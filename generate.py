@@ -359,13 +359,14 @@ def progress(items: Iterator[Item], total: int, unit: str) -> Iterator[Item]:
 
 
 class Clock:
-    """Seconds per stage."""
+    """Names each stage as it begins and keeps its seconds."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
+        say(f"{name} ...")
         started = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - started
