@@ -35,15 +35,20 @@ FLAG_OVERRIDES = {"seed": "seed", "steps": "steps", "device": "device", "pose": 
 
 
 @dataclass
-class StageConfig:
-    name: str = "???"  # which model: conf/a2m and conf/m2v hold the choices
-    weights: str | None = None  # built-in name, folder, or hub id
+class AudioToMotionConfig:
+    name: str = "???"  # which model: the files of conf/a2m
+    weights: str = "???"  # built-in name, folder, or hub id
+
+
+@dataclass
+class MotionToVideoConfig:
+    name: str = "???"  # which renderer: the files of conf/m2v
 
 
 @dataclass
 class GenerateConfig:
-    a2m: StageConfig = field(default_factory=StageConfig)
-    m2v: StageConfig = field(default_factory=StageConfig)
+    a2m: AudioToMotionConfig = field(default_factory=AudioToMotionConfig)
+    m2v: MotionToVideoConfig = field(default_factory=MotionToVideoConfig)
     seed: int = 0  # of everything that is drawn: head motion and blinks
     steps: int | None = None  # sampling steps of diffusion models; None: the model's own
     device: str = "auto"
@@ -74,7 +79,7 @@ def generate(args: argparse.Namespace, config: GenerateConfig) -> None:
         device = pick_device(config.device)
         reference = read_reference(args)
     if args.motion:
-        motion = read_motion(args.motion)
+        motion = read_motion(args)
     else:
         with clock.stage("speech to motion"):
             motion = speak(config, read_speech(args.audio), reference, device)
@@ -128,22 +133,39 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     add("overrides", nargs="*", metavar="KEY=VALUE", help="Hydra overrides of conf/generate.yaml")
     args = parser.parse_intermixed_args(argv)
-    overrides = list(args.overrides)
-    for path in [path for path in args.image or [] if re.match(r"[+~\w./@]+=", str(path)) and not path.exists()]:
-        args.image.remove(path)
-        overrides.append(str(path))
+    # --image takes all that follows it: overrides among that are those that look like one and are no file.
+    pictures = [path for path in args.image or [] if not is_override(str(path)) or is_file(path)]
+    overrides = [str(path) for path in args.image or [] if path not in pictures] + args.overrides
+    args.image = pictures
     for override in overrides:
-        if "=" not in override and not override.startswith("~"):
+        if not is_override(override):
             raise InputError(f"'{override}' is neither a flag nor an override like seed=3 (--help lists the flags)")
+        if override.startswith("+"):
+            raise InputError(f"'{override}' adds a key that nothing reads: conf/generate.yaml names those there are")
     if not args.image and not (args.motion_only and not args.motion):
         raise InputError("Give a picture of the person: --image FILE")
     if not args.audio and not args.motion:
         raise InputError("Give a recording to speak: --audio FILE (or a Motion made earlier: --motion NPZ)")
     if args.motion and args.motion_only:
         raise InputError("--motion starts at stage two and --motion-only stops before it: give one of them")
+    if args.out and args.motion_only:
+        raise InputError("--motion-only names its own output and makes no video: leave --out away")
+    if args.motion and (args.seed is not None or args.pose):
+        raise InputError("--motion brings its own head motion: leave --seed and --pose away")
     if args.image and len(args.image) > 1 and (args.face_index is not None or args.face_box or args.landmarks):
         raise InputError("--face-index, --face-box and --landmarks describe one picture: give one --image with them")
     return args, overrides
+
+
+def is_override(text: str) -> bool:
+    return "=" in text or text.startswith("~")
+
+
+def is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # longer than a name can be
+        return False
 
 
 def compose(args: argparse.Namespace, overrides: list[str]) -> GenerateConfig:
@@ -158,14 +180,14 @@ def compose(args: argparse.Namespace, overrides: list[str]) -> GenerateConfig:
     ConfigStore.instance().store(name="generate_schema", node=GenerateConfig)
     flags = {key: getattr(args, flag) for flag, key in FLAG_OVERRIDES.items() if getattr(args, flag) is not None}
     for key, value in flags.items():
-        for override in [each for each in overrides if re.match(rf"[+]*{key}=", each)]:
+        for override in [each for each in overrides if re.match(rf"{key}(\.name)?=", each)]:
             say(f"note: the flag for {key} ({value}) wins over the override {override}")
             overrides.remove(override)
     try:
         with initialize_config_dir(str(Path(__file__).resolve().parent / "conf"), version_base="1.3"):
             composed = hydra_compose("generate", [*overrides, *(f"{key}={value}" for key, value in flags.items())])
         config = OmegaConf.to_object(composed)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise InputError(f"The configuration does not fit: {str(error).splitlines()[0]}") from error
     assert isinstance(config, GenerateConfig)
     if config.pose not in POSES:
@@ -188,9 +210,12 @@ def default_output(args: argparse.Namespace) -> Path:
 def check_result(path: Path, args: argparse.Namespace) -> None:
     """Before any work: can the result be written?"""
     from common.files import check_output
+    from common.media import VIDEO_SUFFIXES
 
     if args.motion_only and path.suffix != ".npz":
         raise InputError(f"{path} is not named as a Motion: let the name end in .npz")
+    if not args.motion_only and path.suffix.lower() not in VIDEO_SUFFIXES:
+        raise InputError(f"{path} is not named as a video that can be written: let the name end in .mp4")
     check_output(path, args.overwrite)
 
 
@@ -225,11 +250,17 @@ def read_speech(path: Path) -> "torch.Tensor":
     return audio
 
 
-def read_motion(path: Path) -> "Motion":
+def read_motion(args: argparse.Namespace) -> "Motion":
+    """A Motion made earlier; a note where the recording that goes with it is longer or shorter."""
     from common.motion import Motion
 
-    motion = Motion.load(path)
-    say(f"motion: {path}, {motion.n_frames} frames at {motion.fps:g} frames/s")
+    motion = Motion.load(args.motion)
+    say(f"motion: {args.motion}, {motion.n_frames} frames at {motion.fps:g} frames/s")
+    if args.audio:
+        sound_s = len(read_speech(args.audio)) / 16000
+        if abs(sound_s - motion.duration_s) > 1 / motion.fps:
+            what = "the rest of the sound is left out" if sound_s > motion.duration_s else "the end is silent"
+            say(f"note: the motion lasts {motion.duration_s:.2f} s, {args.audio} {sound_s:.2f} s: {what}")
     return motion
 
 
@@ -256,11 +287,13 @@ def read_reference(args: argparse.Namespace) -> "ReferencePicture":
 def find_landmarks(args: argparse.Namespace, path: Path, picture: "np.ndarray") -> "np.ndarray":
     """Landmarks [68, 3] of the face to animate: detected, or as the flags say."""
     from common.face import detect
-    from common.face.landmark_file import read_landmarks, with_depth
+    from common.face.landmark_file import check_landmarks, read_landmarks, with_depth
     from common.face.model import FaceModel
 
     if args.landmarks:
-        return with_depth(read_landmarks(args.landmarks), picture.shape[0], FaceModel.builtin())
+        points = read_landmarks(args.landmarks)
+        check_landmarks(points, args.landmarks, picture.shape[1], picture.shape[0])
+        return with_depth(points, picture.shape[0], FaceModel.builtin())
     if args.face_box:
         numbers = args.face_box.split(",")
         try:
@@ -270,10 +303,14 @@ def find_landmarks(args: argparse.Namespace, path: Path, picture: "np.ndarray") 
         return detect.landmarks_at(picture, (x0, y0, x1, y1)).landmarks
     faces = detect.find_faces(picture)
     if not faces:
-        raise InputError(
-            f"No face was found in {path}: use a picture with a face that is upright, not too small and seen from the "
-            "front, or say where it is with --face-box x0,y0,x1,y1"
+        turn_deg = detect.turn_that_shows_a_face(picture)
+        remedy = (
+            f"there is one when it is turned by {turn_deg}° counterclockwise: turn it first"
+            if turn_deg
+            else "use a picture with a face that is upright, not too small and seen from the front, or say where it is "
+            "with --face-box x0,y0,x1,y1"
         )
+        raise InputError(f"No face was found in {path}: {remedy}")
     index = args.face_index or 0
     if not 0 <= index < len(faces):
         raise InputError(
@@ -297,11 +334,11 @@ def speak(
     if config.a2m.name != "regression":
         raise InputError(f"There is no stage one called '{config.a2m.name}': choose a2m=regression")
     from a2m.pipeline import AudioToMotion, PoseMode
-    from common.audio import frame_level_db
+    from a2m.speech import QUIET_DB, levels_db
 
-    if float(frame_level_db(audio).max()) < -60:
+    if float(levels_db(audio).max()) < QUIET_DB:
         say("warning: the recording is silent: the mouth will stay closed")
-    model = AudioToMotion.from_pretrained(config.a2m.weights or "small/a2m_regression", device=device)
+    model = AudioToMotion.from_pretrained(config.a2m.weights, device=device)
     height, width = reference.picture.shape[:2]
     pose: PoseMode = "still" if config.pose == "still" else "natural"
     motion = model(audio, reference.lm3d, reference.pose, (width, height), pose=pose, seed=config.seed)

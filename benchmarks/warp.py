@@ -2,7 +2,8 @@
 
     python -m benchmarks.warp --data DIR
 
-ReferencePicture: the first valid frame. Motion: the clip's own track. Every tenth frame, 256×256; means over persons.
+Reference picture: the first valid frame. Motion: the clip's own track, once as it is and once as generate.py would see
+it (a Motion, relative to the first frame, large turns held back). Every tenth frame, 256×256; means over persons.
 """
 
 import argparse
@@ -13,11 +14,21 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from benchmarks.report import by_person, clips, interval, is_word, markdown
+from common.face.fit import frontalise
 from common.face.framing import ReferencePicture
 from common.face.model import FaceModel
 from common.media import VideoReader
-from m2v.preview import WarpRenderer
+from common.motion import Motion
+from m2v.drive import drive
+from m2v.preview import MAX_TURN_RAD, WarpRenderer
 
+METHODS = (
+    "picture repeated",
+    "warp, exact",
+    "warp, through a Motion",
+    "exact − repeated",
+    "through a Motion − repeated",
+)
 MOUTH_MARGIN = 0.35  # of the mouth's width, on every side of the lips' box
 
 
@@ -32,10 +43,10 @@ def main() -> None:
     for name, wanted in (("running speech", False), ("single words (LRW-AR)", True)):
         part = [(row["person"], values) for row, values in measured if is_word(row) == wanted and values is not None]
         persons = [person for person, _ in part]
-        for k, method in enumerate(("picture repeated", "warp", "warp − repeated")):
+        for k, method in enumerate(METHODS):
             cells: list[object] = [name, method, len(part), len(set(persons))]
             for metric in range(4):
-                values = [v[1, metric] - v[0, metric] if k == 2 else v[k, metric] for _, v in part]
+                values = [v[k - 2, metric] - v[0, metric] if k > 2 else v[k, metric] for _, v in part]
                 low, high = interval(values, persons)
                 digits = 1 if metric % 2 == 0 else 3
                 cells.append(f"{by_person(values, persons).mean():.{digits}f} ({low:.{digits}f} to {high:.{digits}f})")
@@ -45,7 +56,7 @@ def main() -> None:
 
 
 def measure(data_dir: Path, row: dict[str, str], every: int) -> np.ndarray | None:
-    """[2 methods, PSNR, SSIM, mouth PSNR, mouth SSIM], means over the frames of one clip."""
+    """[3 methods, PSNR, SSIM, mouth PSNR, mouth SSIM], means over the frames of one clip."""
     track = np.load(data_dir / "tracks" / f"{row['clip_id']}.npz")
     valid, landmarks = track["valid"], track["landmarks"].astype(np.float32)
     with VideoReader(data_dir / "clips" / f"{row['clip_id']}.mp4") as video:
@@ -54,14 +65,18 @@ def measure(data_dir: Path, row: dict[str, str], every: int) -> np.ndarray | Non
     chosen = [k for k in range(first + every, min(len(frames), len(valid)), every) if valid[k]]
     if not chosen:
         return None
-    reference = ReferencePicture.of(frames[first], landmarks[first], FaceModel.builtin())
-    warped = WarpRenderer(reference).render(torch.from_numpy(landmarks[chosen]))
+    model = FaceModel.builtin()
+    reference = ReferencePicture.of(frames[first], landmarks[first], model)
+    lm3d, pose = frontalise(torch.from_numpy(landmarks[first:]), frames[first].shape[0], model)
+    motion = Motion(lm3d, model.mean, pose, 25.0, (256, 256))
+    driven = drive(motion, reference, model.mean, MAX_TURN_RAD)[[k - first for k in chosen]]
+    renderer = WarpRenderer(reference)
+    exact, held = (list(renderer.render(target)) for target in (torch.from_numpy(landmarks[chosen]), driven))
     scores = []
-    for k, frame in zip(chosen, warped, strict=True):
+    for j, k in enumerate(chosen):
         box = mouth_box(landmarks[k], frames[k].shape[0])
-        scores.append(
-            [[*_score(each, frames[k]), *_score(each[box], frames[k][box])] for each in (frames[first], frame)]
-        )
+        shown = (frames[first], exact[j], held[j])
+        scores.append([[*_score(each, frames[k]), *_score(each[box], frames[k][box])] for each in shown])
     return np.mean(scores, axis=0)
 
 

@@ -68,8 +68,8 @@ class Motion:
         if self.reference is not None:
             _check_tensor("reference_landmarks", self.reference.landmarks, (N_POINTS, 3))
             _check_pose("reference_", self.reference.pose, ())
-        if not 0 < self.fps < 1000:
-            raise ValueError(f"fps must lie between 0 and 1000, got {self.fps}")
+        if not 0.1 <= self.fps <= 1000:  # what a video file can have
+            raise ValueError(f"fps must lie between 0.1 and 1000, got {self.fps}")
         if len(self.image_size) != 2 or not all(0 < side <= 65536 for side in self.image_size):
             raise ValueError(f"image_size must be width and height in pixels, got {self.image_size}")
 

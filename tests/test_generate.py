@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +14,28 @@ from PIL import Image
 
 import generate
 from common.errors import InputError
-from common.media import VideoReader, read_audio
+from common.face import detect
+from common.face.framing import ReferencePicture
+from common.face.model import FaceModel
+from common.media import VideoReader, read_audio, read_picture, write_picture
 from common.motion import Motion
+from m2v.preview import WarpRenderer
 
 ROOT = Path(__file__).parents[1]
 SPEECH, PORTRAIT = ROOT / "examples" / "speech.wav", ROOT / "examples" / "portrait.jpg"
 
 
-def run(*flags: Any) -> tuple[int, str]:
+def run(*flags: Any) -> int:
     """generate.py in this process → exit code; what it said is captured by pytest."""
     before = sys.argv
     sys.argv = ["generate.py", *map(str, flags)]
     try:
         generate.main()
-        return 0, ""
     except SystemExit as stop:
-        return int(stop.code or 0), ""
+        return int(stop.code or 0)
     finally:
         sys.argv = before
+    return 0
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +50,12 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def made(short: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("made") / "new" / "talk.mp4"
-    assert run("--audio", short, "--image", PORTRAIT, "--out", path, "--seed", 3)[0] == 0
+    assert run("--audio", short, "--image", PORTRAIT, "--out", path, "--seed", 3) == 0
     return path
+
+
+def portrait_landmarks() -> np.ndarray:
+    return detect.find_faces(read_picture(PORTRAIT))[0].landmarks
 
 
 def frames(path: Path) -> np.ndarray:
@@ -75,21 +84,21 @@ def test_the_face_moves_and_the_frame_does_not_jump(made: Path) -> None:
 def test_the_same_seed_gives_the_same_frames_and_another_others(made: Path, short: Path, tmp_path: Path) -> None:
     for seed, same in ((3, True), (4, False)):
         path = tmp_path / f"{seed}.mp4"
-        assert run("--audio", short, "--image", PORTRAIT, "--out", path, f"seed={seed}")[0] == 0
+        assert run("--audio", short, "--image", PORTRAIT, "--out", path, f"seed={seed}") == 0
         assert np.array_equal(frames(path), frames(made)) == same
 
 
 def test_motion_only_and_motion_are_the_two_halves(made: Path, short: Path, tmp_path: Path) -> None:
     motion_path, video_path = tmp_path / "m.npz", tmp_path / "v.mp4"
-    assert run("--audio", short, "--image", PORTRAIT, "--motion-only", motion_path, "--seed", 3)[0] == 0
+    assert run("--audio", short, "--image", PORTRAIT, "--motion-only", motion_path, "--seed", 3) == 0
     assert Motion.load(motion_path).n_frames == len(frames(made))
-    assert run("--motion", motion_path, "--audio", short, "--image", PORTRAIT, "--out", video_path)[0] == 0
+    assert run("--motion", motion_path, "--audio", short, "--image", PORTRAIT, "--out", video_path) == 0
     assert np.array_equal(frames(video_path), frames(made))
 
 
 def test_still_pose_keeps_the_background_still(short: Path, tmp_path: Path) -> None:
     path = tmp_path / "still.mp4"
-    assert run("--audio", short, "--image", PORTRAIT, "--out", path, "--pose", "still", "crf=4")[0] == 0
+    assert run("--audio", short, "--image", PORTRAIT, "--out", path, "--pose", "still", "crf=4") == 0
     shown = frames(path).astype(np.int16)
     border = np.abs(shown - shown[:1])[:, :24].mean()
     assert border < 1.0
@@ -98,7 +107,7 @@ def test_still_pose_keeps_the_background_still(short: Path, tmp_path: Path) -> N
 def test_silence_warns_and_keeps_the_mouth_closed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     soundfile.write(tmp_path / "silence.wav", np.zeros(16_000, np.float32), 16_000)
     motion_path = tmp_path / "m.npz"
-    assert run("--audio", tmp_path / "silence.wav", "--image", PORTRAIT, "--motion-only", motion_path)[0] == 0
+    assert run("--audio", tmp_path / "silence.wav", "--image", PORTRAIT, "--motion-only", motion_path) == 0
     assert "silent" in capsys.readouterr().err
     motion = Motion.load(motion_path)
     points = motion.mean_landmarks + motion.landmarks
@@ -119,6 +128,11 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
     cut.write_bytes(SPEECH.read_bytes()[:5000])
     soundfile.write(empty, np.zeros(0, np.float32), 16_000)
     existing.write_text("mine")
+    cut_picture, sideways = tmp_path / "cut.jpg", tmp_path / "sideways.png"
+    cut_picture.write_bytes(PORTRAIT.read_bytes()[:20_000])
+    Image.open(PORTRAIT).rotate(-90, expand=True).save(sideways)
+    elsewhere = tmp_path / "elsewhere.txt"
+    np.savetxt(elsewhere, np.random.default_rng(0).uniform(3000, 3100, (68, 2)))
     bad_motion = tmp_path / "bad.npz"
     np.savez(bad_motion, landmarks=np.zeros((2, 3)))
     meadow, out = picture_without_face(tmp_path), tmp_path / "out" / "o.mp4"
@@ -131,9 +145,14 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
         (["--audio", empty, "--image", PORTRAIT], "empty.wav"),
         (["--audio", short, "--image", text], "notes.wav"),
         (["--audio", short, "--image", meadow], "meadow.png"),
+        (["--audio", short, "--image", cut_picture], "cut.jpg"),
+        (["--audio", short, "--image", sideways], "turned by 90"),
         ([*good, "--face-index", 7], "--face-index"),
         ([*good, "--face-box", "1,2,3"], "--face-box"),
+        ([*good, "--landmarks", elsewhere], "elsewhere.txt"),
         ([*good, "--device", "tpu"], "tpu"),
+        ([*good, "--motion", bad_motion, "--seed", 3], "--seed"),
+        ([*good, "--motion-only", tmp_path / "m.npz"], "--out"),
         ([*good, "--motion", bad_motion], "bad.npz"),
         ([*good, "--renderer", "mcvdm"], "warp"),
         ([*good, "--steps", 0], "step"),
@@ -146,11 +165,11 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
     ]
     before = sorted(path.name for path in tmp_path.iterdir())
     for flags, word in cases:
-        assert run(*flags, "--out", out)[0] == 2, flags
+        assert run(*flags, "--out", out) == 2, flags
         said = capsys.readouterr().err
         last = said.strip().splitlines()[-1]
         assert last.startswith("error: ") and word in last and "Traceback" not in said, (flags, said)
-    assert run(*good, "--out", existing)[0] == 2
+    assert run(*good, "--out", existing) == 2 and run(*good, "--out", tmp_path / "x.avi") == 2
     assert existing.read_text() == "mine"
     left = sorted(path.name for path in tmp_path.iterdir() if path.name != "out")
     assert left == before and not list(tmp_path.glob("out/*"))
@@ -163,10 +182,105 @@ def test_flags_win_over_overrides_and_say_so(capsys: pytest.CaptureFixture[str])
     assert "seed=5" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("override", ["seed=many", "crf=[1]", "m2v=unheard", "a2m.nonsense=1", "=3", "seed=${"])
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=many",
+        "crf=[1]",
+        "crf=99",
+        "seed=-1",
+        "m2v=unheard",
+        "m2v=null",
+        "a2m.nonsense=1",
+        "=3",
+        "+sede=3",
+        "~a2m",
+        "seed=${",
+    ],
+)
 def test_a_wrong_override_is_refused(override: str) -> None:
     with pytest.raises(InputError):
         generate.compose(*generate.parse(["--audio", "a", "--image", "b", override]))
+
+
+def test_the_renderer_flag_wins_over_any_way_to_say_it() -> None:
+    for override in ("m2v=mcvdm", "m2v.name=mcvdm"):
+        args, overrides = generate.parse(["--audio", "a", "--image", "b", "--renderer", "warp", override])
+        assert generate.compose(args, overrides).m2v.name == "warp"
+
+
+def two_faces(folder: Path) -> Path:
+    """The portrait, and a smaller one to its right."""
+    picture = Image.open(PORTRAIT)
+    canvas = Image.new("RGB", (picture.width * 2, picture.height), (90, 90, 90))
+    canvas.paste(picture, (0, 0))
+    canvas.paste(picture.resize((picture.width * 2 // 3, picture.height * 2 // 3)), (picture.width, 0))
+    canvas.save(folder / "two.png")
+    return folder / "two.png"
+
+
+def test_of_several_faces_the_largest_is_used_and_any_can_be_chosen(
+    short: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    motions = []
+    box = "110,70,260,230"  # around the left, larger one
+    choices: list[list[Any]] = [[], ["--face-index", 1], ["--face-box", box]]
+    for k, flags in enumerate(choices):
+        path = tmp_path / f"{k}.npz"
+        assert (
+            run("--audio", short, "--image", two_faces(tmp_path), "--motion-only", path, "--pose", "still", *flags) == 0
+        )
+        assert ("2 faces" in capsys.readouterr().err) == (k == 0)
+        motions.append(Motion.load(path))
+    scales = [float(motion.pose.scale[0]) for motion in motions]
+    # Every face is cut to the same size, so they are told apart by what stands around them: the shapes agree.
+    assert np.allclose(scales, scales[0], rtol=0.1)
+    assert (motions[0].posed() - motions[2].posed())[0, :, :2].abs().mean() < 2
+
+
+def test_landmarks_of_ones_own_take_the_place_of_detection(short: Path, tmp_path: Path) -> None:
+    np.savetxt(tmp_path / "mine.txt", portrait_landmarks()[:, :2])
+    flags = ["--audio", short, "--image", PORTRAIT, "--landmarks", tmp_path / "mine.txt", "--out", tmp_path / "o.mp4"]
+    assert run(*flags) == 0 and run(*flags) == 2 and run(*flags, "--overwrite") == 0
+
+
+def test_of_several_pictures_the_one_with_the_mouth_closed_is_used(
+    short: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reference = ReferencePicture.of(read_picture(PORTRAIT), portrait_landmarks(), FaceModel.builtin())
+    opened = reference.landmarks.clone()
+    opened[[6, 7, 8, 9, 10, *range(55, 60), 65, 66, 67], 1] += 12
+    write_picture(tmp_path / "open.png", next(iter(WarpRenderer(reference).render(opened[None]))))
+    path = tmp_path / "m.npz"
+    assert run("--audio", short, "--image", tmp_path / "open.png", PORTRAIT, "--motion-only", path) == 0
+    assert "portrait.jpg is used" in capsys.readouterr().err
+
+
+def test_a_motion_of_another_length_than_its_sound_is_rendered_with_a_note(
+    short: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    motion_path = tmp_path / "m.npz"
+    assert run("--audio", short, "--image", PORTRAIT, "--motion-only", motion_path) == 0
+    Motion.load(motion_path).slice(0, 10).save(tmp_path / "short.npz")
+    flags = ["--audio", short, "--image", PORTRAIT, "--motion", tmp_path / "short.npz", "--out", tmp_path / "o.mp4"]
+    assert run(*flags) == 0 and "0.40 s" in capsys.readouterr().err
+    assert len(frames(tmp_path / "o.mp4")) == 10
+
+
+def test_a_motion_of_another_face_model_is_refused(
+    short: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    motion_path = tmp_path / "m.npz"
+    assert run("--audio", short, "--image", PORTRAIT, "--motion-only", motion_path) == 0
+    replace(Motion.load(motion_path), model="flame").save(tmp_path / "flame.npz")
+    assert run("--image", PORTRAIT, "--motion", tmp_path / "flame.npz", "--out", tmp_path / "o.mp4") == 2
+    assert "flame" in capsys.readouterr().err
+
+
+def test_without_a_picture_the_mean_face_speaks(short: Path, tmp_path: Path) -> None:
+    assert run("--audio", short, "--motion-only", tmp_path / "m.npz") == 0
+    motion = Motion.load(tmp_path / "m.npz")
+    assert motion.n_frames == 33 and motion.reference is not None and not motion.reference.landmarks.any()
 
 
 def test_it_runs_as_a_program_from_another_folder(short: Path, tmp_path: Path) -> None:

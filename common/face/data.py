@@ -60,7 +60,7 @@ def read_clips(data_dir: Path, split: str, per_person: int = 300, per_clip: int 
             if len(good) == 0:
                 log.warning("%s: no valid frame in its track", row["clip_id"])
                 continue
-            # The largest labels are crowds of look-alikes with one-second clips: three frames each at least.
+            # The largest labels are crowds of look-alikes with one-second clips: up to three frames each.
             n_wanted = min(max(3, per_person // len(person_rows)), per_clip, max(1, len(good) // every))
             wanted = set(good[np.linspace(0, len(good) - 1, n_wanted).round().astype(int)].tolist())
             with VideoReader(data_dir / "clips" / f"{row['clip_id']}.mp4") as video:
@@ -96,8 +96,10 @@ def read_portraits(data_dir: Path, split: str, context: float = 2.4) -> FaceSet:
         pictures.append(np.asarray(square.resize((FRAME_PX, FRAME_PX), Image.Resampling.LANCZOS)))
         zoom = FRAME_PX / (2 * half)
         scaled = points.copy()
-        scaled[:, :2] -= corner
-        landmarks.append((scaled * zoom).astype(np.float32))
+        scaled[:, :2] += 0.5 - corner  # pixel k covers k - ½ to k + ½; `corner` is an edge
+        scaled *= zoom
+        scaled[:, :2] -= 0.5
+        landmarks.append(scaled.astype(np.float32))
         ends = np.stack([-corner, np.array(picture.size) - corner]) * zoom
         inside.append(ends.clip(0, FRAME_PX).reshape(4).astype(np.float32))
     return FaceSet(np.stack(pictures), np.stack(landmarks), np.stack(inside))

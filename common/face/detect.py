@@ -25,7 +25,6 @@ from common.face.nets import Finder, FinderConfig, LandmarkNet, LandmarkNetConfi
 
 log = logging.getLogger(__name__)
 
-MARGIN = 1.6  # side of the landmark network's crop in face sizes; as trained
 PYRAMID_PX = (160, 320, 640, 1280)  # longer sides at which the finder looks; the last two only for large pictures
 CANDIDATE_SCORE = 0.25  # of the finder; the landmark network has the last word
 MIN_FACE_PX = 12.0  # a smaller face has no landmarks to speak of
@@ -86,6 +85,12 @@ def find_faces(picture: np.ndarray) -> list[Face]:
     if not faces:
         faces = _confirmed(picture, propose_by_cascade(picture))
     return sorted(faces, key=lambda face: -face.size_px)
+
+
+def turn_that_shows_a_face(picture: np.ndarray) -> int:
+    """By how many degrees counterclockwise (90, 180, 270) a picture must be turned to show a face; 0: none helps."""
+    turns = (k for k in (1, 3, 2) if find_faces(np.ascontiguousarray(np.rot90(picture, k))))
+    return 90 * next(turns, 0)
 
 
 def _confirmed(picture: np.ndarray, squares: Sequence[Square]) -> list[Face]:
@@ -151,8 +156,10 @@ def _propose_at(finder: Finder, image: Image.Image, long_px: int) -> list[Square
     peaks = (score == F.max_pool2d(score[:, None], 3, 1, 1)[:, 0]) & (score > CANDIDATE_SCORE)
     squares = []
     for _, row, column in peaks.nonzero().tolist():
-        cx = (column + 0.5 + float(offset[0, 0, row, column])) * finder.stride / zoom
-        cy = (row + 0.5 + float(offset[0, 1, row, column])) * finder.stride / zoom
+        cx = (
+            column + 0.5 + float(offset[0, 0, row, column])
+        ) * finder.stride / zoom - 0.5  # from edges to pixel centres
+        cy = (row + 0.5 + float(offset[0, 1, row, column])) * finder.stride / zoom - 0.5
         side = float(log_side[0, row, column].clamp(-3, 6).exp()) * finder.stride / zoom
         squares.append(Square(cx, cy, side, float(score[0, row, column])))
     return squares
@@ -205,9 +212,10 @@ def fit_landmarks(picture: np.ndarray, squares: Sequence[Square], n_passes: int 
     The last pass averages the crop, its mirror image and two shifted ones: noise of a still picture would be seen as a
     wrong expression in every frame made from it.
     """
+    margin = networks()[1].config.margin
     faces = []
     for square in squares:
-        start = similarity(torch.tensor([[square.x, square.y]]), torch.tensor([square.side * MARGIN]), torch.zeros(1))
+        start = similarity(torch.tensor([[square.x, square.y]]), torch.tensor([square.side * margin]), torch.zeros(1))
         points, _ = look(picture, start)
         for _ in range(n_passes - 1):
             points, _ = look(picture, upright(points))
@@ -222,13 +230,14 @@ def fit_landmarks(picture: np.ndarray, squares: Sequence[Square], n_passes: int 
 
 def upright(points: Tensor) -> Tensor:
     """Landmarks [B, 68, 3] → matrices [B, 2, 3] of the network's crops around them, eyes level."""
+    margin = networks()[1].config.margin
     axis = points[:, list(RIGHT_EYE), :2].mean(1) - points[:, list(LEFT_EYE), :2].mean(1)
     angle = torch.atan2(axis[:, 1], axis[:, 0])
     turn = similarity(torch.zeros(len(points), 2), torch.full((len(points),), 2.0), angle)[..., :2]
     level = points[..., :2] @ turn  # coordinates along the crop's axes
     low, high = level.amin(1), level.amax(1)
     centre = ((low + high) / 2)[:, None] @ turn.mT
-    return similarity(centre[:, 0], (high - low).amax(-1) * MARGIN, angle)
+    return similarity(centre[:, 0], (high - low).amax(-1) * margin, angle)
 
 
 @torch.inference_mode()

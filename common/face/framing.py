@@ -19,6 +19,7 @@ from common.face.pos import Pose, flip_image
 
 FOREHEAD = 0.19  # the mesh reaches above the 68 landmarks by this part of their height (median of 300 portraits)
 HAIR = 0.28  # of the mesh's height
+CUT_BEFORE = 0.75  # of the side: tracks tremble, and the rule takes the median of a shot
 
 
 @dataclass(frozen=True)
@@ -51,16 +52,16 @@ class Crop:
 def frame_face(landmarks: np.ndarray, width: int, height: int, size_px: int = 256) -> Crop:
     """The square around a face: landmarks [68, 2 or 3], or [T, 68, 2 or 3] of a whole shot; picture width x height.
 
-    A picture of `size_px` squared is taken as it is: it was cut before.
+    A picture of `size_px` squared that the rule would hardly cut was cut before, and is taken as it is.
     """
-    if (width, height) == (size_px, size_px):
-        return Crop(0, 0, size_px, size_px)
     shot = landmarks.reshape(-1, 68, landmarks.shape[-1])[..., :2]
     low, high = shot.min(1), shot.max(1)  # [T, 2]
     mesh_height = (high[:, 1] - low[:, 1]) * (1 + FOREHEAD)
     top = high[:, 1] - mesh_height * (1 + HAIR)
     x0, y0, x1, y1 = low[:, 0].min(), top.min(), high[:, 0].max(), high[:, 1].max()
     wanted = max(2.0 * float(np.median(mesh_height)), 1.08 * max(x1 - x0, y1 - y0))
+    if (width, height) == (size_px, size_px) and wanted > CUT_BEFORE * size_px:
+        return Crop(0, 0, size_px, size_px)
     side = max(1, min(round(wanted), width, height))
     left = round((x0 + x1) / 2 - side / 2)
     up = round((y0 + y1) / 2 - side / 2)

@@ -51,6 +51,17 @@ def _parse(path: Path) -> np.ndarray:
     return np.array([[float(number) for number in row] for row in rows])
 
 
+def check_landmarks(points: np.ndarray, path: Path, width: int, height: int) -> None:
+    """Raise InputError unless the points [68, 2 or 3] can be a face of a picture of that size."""
+    low, high = points[:, :2].min(0), points[:, :2].max(0)
+    eyes = points[36:42, :2].mean(0) - points[42:48, :2].mean(0)
+    if (high < 0).any() or (low > (width, height)).any() or (high - low).max() < 12 or np.hypot(*eyes) < 2:
+        raise InputError(
+            f"{path} does not describe a face in this picture of {width}x{height} pixels: its points span x "
+            f"{low[0]:.0f} to {high[0]:.0f} and y {low[1]:.0f} to {high[1]:.0f}; they must be pixels of the picture."
+        )
+
+
 def with_depth(points: np.ndarray, height: int, model: FaceModel) -> np.ndarray:
     """Landmarks [68, 2] get the depth of the face model fitted to them; [68, 3] stay as they are → float32 [68, 3]."""
     if points.shape[-1] == 3:

@@ -47,6 +47,7 @@ class FinderConfig:
     channels: tuple[int, ...] = (16, 32, 64, 96, 128)  # stem (1/2), then 1/4, 1/8, 1/16, 1/32
     n_blocks: int = 2  # residual blocks per stage
     head_channels: int = 64
+    canvas_px: int = 160  # side of the pictures that it was trained on; it runs on any size
 
 
 class Finder(nn.Module):
@@ -88,6 +89,7 @@ class Finder(nn.Module):
 @dataclass
 class LandmarkNetConfig:
     size_px: int = 128  # side of the crop the network sees
+    margin: float = 1.6  # that side in face sizes
     channels: tuple[int, ...] = (32, 48, 64, 128, 224)  # stem (1/2), then 1/4 ... 1/32
     n_blocks: int = 2
     head_channels: int = 64  # per cell of the last map, before it is flattened: position matters, so no pooling

@@ -17,7 +17,8 @@ from common.errors import InputError
 from common.face import detect
 from common.face.fit import frontalise
 from common.face.model import FaceModel
-from common.media import VideoReader, check_output
+from common.files import check_output
+from common.media import VideoReader
 from common.motion import Motion
 
 log = logging.getLogger(__name__)
@@ -27,13 +28,15 @@ KEEP_SCORE = 0.5  # of the landmark network: below, the face is lost
 TRUST_SCORE = 0.9  # below, the finder looks whether the face is really elsewhere
 
 
-def track_frames(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray | None]:
+def track_frames(frames: Iterable[np.ndarray], fps: float = 25.0) -> Iterator[np.ndarray | None]:
     """Landmarks float32 [68, 3] in pixels for every frame uint8 [H, W, 3], or None where the face is lost.
 
-    The largest face of the first frame that has one is followed: every frame starts from the last one's landmarks and
-    only a lost face is looked for again, nearest to where it was.
+    The largest face of the first frame that has one is followed: every frame starts from the last one's landmarks. A
+    lost face is looked for again where it was; after `MAX_GAP_S`, the largest one is taken.
     """
+    forget_after = MAX_GAP_S * fps
     last: Tensor | None = None  # [1, 68, 3]
+    n_lost = 0
     for frame in frames:
         points, score = None, 0.0
         if last is not None:
@@ -41,22 +44,32 @@ def track_frames(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray | None]:
             points, scores = detect.look(frame, detect.upright(guess), mirrored_too=True)
             score = float(scores[0])
         if score < TRUST_SCORE:
-            face = _nearest(detect.find_faces(frame), last)
+            face = _same(detect.find_faces(frame), last if n_lost <= forget_after else None)
             if face is not None and face.score > score:
                 points, score = torch.from_numpy(face.landmarks)[None], face.score
         if points is None or score < KEEP_SCORE:
+            n_lost += 1
             yield None
             continue
-        last = points
+        last, n_lost = points, 0
         yield points[0].numpy()
 
 
-def _nearest(faces: list[detect.Face], last: Tensor | None) -> detect.Face | None:
-    """The face whose middle is nearest to that of the landmarks last seen; the largest where there are none."""
-    if not faces or last is None:
+def _same(faces: list[detect.Face], last: Tensor | None) -> detect.Face | None:
+    """The face that can be the one last seen: about where it was and as large. Before any was seen, the largest.
+
+    Another person's face must not take over when this one turns away.
+    """
+    if last is None:
         return faces[0] if faces else None
-    middle = last[0, :, :2].mean(0).numpy()
-    return min(faces, key=lambda face: float(np.linalg.norm(face.landmarks[:, :2].mean(0) - middle)))
+    before = detect.Face(last[0].numpy(), 1.0)
+    middle, size = before.landmarks[:, :2].mean(0), before.size_px
+
+    def distance(face: detect.Face) -> float:
+        return float(np.linalg.norm(face.landmarks[:, :2].mean(0) - middle)) / size
+
+    near = [face for face in faces if distance(face) < 1 and 1 / 1.5 < face.size_px / size < 1.5]
+    return min(near, key=distance, default=None)
 
 
 def bridge_gaps(landmarks: list[np.ndarray | None], fps: float) -> tuple[np.ndarray, slice, int]:
@@ -99,7 +112,7 @@ def track(video_path: Path) -> Motion:
     """Any video with a face to a Motion at the video's own rate, in pixels of the video."""
     with VideoReader(video_path) as video:
         fps, size = float(video.fps), (video.width, video.height)
-        landmarks = list(track_frames(video.frames_at(video.fps)))
+        landmarks = list(track_frames(video.frames_at(video.fps), fps))
     try:
         points, kept, n_filled = bridge_gaps(landmarks, fps)
     except InputError as error:
@@ -117,16 +130,10 @@ def track(video_path: Path) -> Motion:
         "first_frame": kept.start,
         "interpolated_frames": n_filled,
     }
-    return Motion(
-        landmarks=lm3d,
-        mean_landmarks=model.mean,
-        pose=pose,
-        fps=fps,
-        image_size=size,
-        model=model.name,
-        convention=model.convention,
-        provenance=provenance,
-    )
+    try:
+        return Motion(lm3d, model.mean, pose, fps, size, model.name, model.convention, provenance)
+    except ValueError as error:
+        raise InputError(f"{video_path} gives no motion ({error}): convert it to MP4 at 25 frames/s first") from error
 
 
 def main() -> None:

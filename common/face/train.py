@@ -28,7 +28,6 @@ from common.face import data
 from common.face.model import EYES, LID_PAIRS, mirror
 from common.face.nets import Finder, FinderConfig, LandmarkNet, LandmarkNetConfig
 
-MARGIN = 1.6  # side of the landmark network's crop in face sizes
 Batch = tuple[Tensor, Tensor, Tensor]
 
 LIP_PAIRS = ((61, 67), (62, 66), (63, 65), (48, 54), (51, 57))
@@ -38,7 +37,7 @@ def landmark_batch(
     stills: data.FaceSet,
     clips: data.FaceSet,
     backgrounds: list[np.ndarray],
-    size_px: int,
+    config: LandmarkNetConfig,
     batch: int,
     generator: Generator,
 ) -> Batch:
@@ -50,18 +49,18 @@ def landmark_batch(
     pictures, landmarks, _ = _draw(((stills, n_stills), (clips, batch - n_stills)), generator)
     n_off = batch // 8
     wide = torch.rand(batch, generator=generator) < 0.4  # the first pass, from the finder's box; else a refining pass
-    near = data.random_squares(landmarks, MARGIN, generator, shift=0.06, zoom=0.12, roll_deg=12)
-    far = data.random_squares(landmarks, MARGIN, generator, shift=0.15, zoom=0.3, roll_deg=35)
+    near = data.random_squares(landmarks, config.margin, generator, shift=0.06, zoom=0.12, roll_deg=12)
+    far = data.random_squares(landmarks, config.margin, generator, shift=0.15, zoom=0.3, roll_deg=35)
     matrix = torch.where(wide.view(-1, 1, 1), far, near)
-    off = data.random_squares(landmarks[:n_off], MARGIN, generator, shift=0.1, zoom=0.2, roll_deg=180)
+    off = data.random_squares(landmarks[:n_off], config.margin, generator, shift=0.1, zoom=0.2, roll_deg=180)
     away = torch.stack([data.uniform(n_off, 0.35, 0.7, generator) for _ in "xy"], dim=-1)
     away = away * (torch.randint(0, 2, (n_off, 2), generator=generator) * 2 - 1)
     side = torch.linalg.det(off[..., :2]).sqrt()[:, None] * 2
     off[..., 2] += away * side * torch.tensor([1.0, 0.7])
     matrix = torch.cat([off, matrix[n_off:]])
-    crops = data.crop(pictures, matrix, size_px)
+    crops = data.crop(pictures, matrix, config.size_px)
     for k in range(n_off // 2):  # half of those without a face: pictures that hold none
-        crops[k] = _background_crop(backgrounds, size_px, generator)
+        crops[k] = _background_crop(backgrounds, config.size_px, generator)
     points = data.to_crop(landmarks, matrix)
     mirrored = torch.rand(batch, generator=generator) < 0.5
     crops = torch.where(mirrored.view(-1, 1, 1, 1), crops.flip(-1), crops)
@@ -218,7 +217,7 @@ def validate_landmarks(model: LandmarkNet, faces: data.FaceSet, n: int = 512) ->
     index = torch.linspace(0, len(faces) - 1, min(n, len(faces))).long().numpy()
     pictures = torch.from_numpy(faces.pictures[index]).movedim(-1, 1).float() / 255
     landmarks = torch.from_numpy(faces.landmarks[index])
-    matrix = data.random_squares(landmarks, MARGIN, generator, shift=0.04, zoom=0.08, roll_deg=6)
+    matrix = data.random_squares(landmarks, model.config.margin, generator, shift=0.04, zoom=0.08, roll_deg=6)
     crops = data.crop(pictures, matrix, model.config.size_px) * 2 - 1
     pred, logit = model(crops)
     error = (data.from_crop(pred, matrix) - landmarks)[..., :2].norm(dim=-1).mean(-1)
@@ -235,9 +234,10 @@ def validate_landmarks(model: LandmarkNet, faces: data.FaceSet, n: int = 512) ->
 
 @torch.inference_mode()
 def validate_finder(model: Finder, stills: data.FaceSet, clips: data.FaceSet, backgrounds: list[np.ndarray]) -> str:
-    """Share of fixed canvases whose best cell overlaps the face by IoU > 0.5, and the score of the worst background."""
+    """Share of fixed canvases whose best cell overlaps the face by IoU > 0.5; scores of backgrounds."""
     generator = Generator().manual_seed(0)
-    pictures, centres, sides = finder_batch(stills, clips, backgrounds, 160, 96, generator)
+    size_px = model.config.canvas_px
+    pictures, centres, sides = finder_batch(stills, clips, backgrounds, size_px, 96, generator)
     logits, log_side, offset = model(pictures)
     one = slice(96 // 4 + 96 // 6, None)  # canvases with one face
     hits = []
@@ -295,8 +295,8 @@ def main() -> None:
     )
     parser.add_argument("--backgrounds", type=Path, help="folder of pictures without faces, beside scikit-image's own")
     parser.add_argument("--out", type=Path, required=True, help="folder for the weights")
-    parser.add_argument("--run", type=Path, help="folder for resuming (default: outputs/train_<what>)")
-    parser.add_argument("--steps", type=int, help="default: 24000 for the landmarks, 12000 for the finder")
+    parser.add_argument("--run", type=Path, help="folder for resuming (default: runs/train_<what>)")
+    parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
@@ -310,22 +310,25 @@ def main() -> None:
 def train(args: argparse.Namespace) -> None:
     """The loop of both networks, in the order things happen."""
     is_finder = args.what == "finder"
-    n_steps = args.steps or (12000 if is_finder else 24000)
+    n_steps = args.steps
     torch.manual_seed(args.seed)
     portraits, clips = data.read_portraits(args.data, "train"), data.read_clips(args.data, "train")
     val_stills, stills = portraits.part(slice(None, None, 12)), portraits.without(slice(None, None, 12))
     val_clips = data.read_clips(args.data, "val", 60, 20)
-    backgrounds = data.read_backgrounds(args.backgrounds)
+    empty = data.read_backgrounds(args.backgrounds)
+    val_backgrounds, backgrounds = empty[::8], [picture for k, picture in enumerate(empty) if k % 8]
     print(
         f"{len(stills)} portraits, {len(clips)} frames of clips, {len(backgrounds)} pictures without faces", flush=True
     )
+    finder_config, landmark_config = FinderConfig(), LandmarkNetConfig()
     model: Finder | LandmarkNet
     if is_finder:
-        model = Finder(FinderConfig())
+        model = Finder(finder_config)
     else:
-        model = LandmarkNet(LandmarkNetConfig())
+        model = LandmarkNet(landmark_config)
         generator = Generator().manual_seed(args.seed)
-        model.mean_points.copy_(landmark_batch(stills, clips, backgrounds, 128, 512, generator)[1][64:].mean(0))
+        points = landmark_batch(stills, clips, backgrounds, landmark_config, 512, generator)[1]
+        model.mean_points.copy_(points[64:].mean(0))  # the first eighth holds no faces
     model = model.to(memory_format=torch.channels_last)
     print(
         f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {n_steps} steps of {args.batch}",
@@ -333,7 +336,7 @@ def train(args: argparse.Namespace) -> None:
     )
     average = copy.deepcopy(model).eval()
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.02)
-    run = args.run or Path("outputs") / f"train_{args.what}"
+    run = args.run or Path("runs") / f"train_{args.what}"
     run.mkdir(parents=True, exist_ok=True)
     first = 0
     if (run / "state.pt").exists():
@@ -342,6 +345,8 @@ def train(args: argparse.Namespace) -> None:
         average.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
+        if first >= n_steps:
+            raise InputError(f"The run in {run} has done its {first} steps: give more --steps, or another --run")
         print(f"resumed at step {first}", flush=True)
 
     compute_losses: Callable[..., dict[str, Tensor]] = finder_loss if is_finder else landmark_loss
@@ -349,8 +354,8 @@ def train(args: argparse.Namespace) -> None:
     def make_batch(step: int) -> tuple[Tensor, Tensor, Tensor]:
         generator = Generator().manual_seed(args.seed * 1_000_003 + step + 1)  # resuming sees the same batches
         if is_finder:
-            return finder_batch(stills, clips, backgrounds, 160, args.batch, generator)
-        return landmark_batch(stills, clips, backgrounds, 128, args.batch, generator)
+            return finder_batch(stills, clips, backgrounds, finder_config.canvas_px, args.batch, generator)
+        return landmark_batch(stills, clips, backgrounds, landmark_config, args.batch, generator)
 
     sums: dict[str, float] = {}
     started = time.monotonic()
@@ -377,7 +382,7 @@ def train(args: argparse.Namespace) -> None:
         # Once in a while: validate, save.
         if (step + 1) % 1000 == 0 or step + 1 == n_steps:
             if isinstance(average, Finder):
-                report = validate_finder(average, val_stills, val_clips, backgrounds)
+                report = validate_finder(average, val_stills, val_clips, val_backgrounds)
             else:
                 report = validate_landmarks(average, val_clips)
             print(f"step {step + 1} validation: {report}", flush=True)

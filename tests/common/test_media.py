@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from common import media
+from common import files, media
 from common.errors import InputError
 from common.sound import open_sound
 
@@ -568,25 +568,25 @@ def test_a_video_without_frames_and_frames_of_another_size_are_errors(tmp_path: 
 def test_outputs_are_not_overwritten_unless_allowed_and_folders_are_made(tmp_path: Path) -> None:
     write_grey_video(tmp_path / "new" / "folder" / "a.mp4", [10])
     with pytest.raises(InputError, match="overwrite"):
-        media.check_output(tmp_path / "new" / "folder" / "a.mp4")
-    media.check_output(tmp_path / "new" / "folder" / "a.mp4", overwrite=True)
+        files.check_output(tmp_path / "new" / "folder" / "a.mp4")
+    files.check_output(tmp_path / "new" / "folder" / "a.mp4", overwrite=True)
     with pytest.raises(InputError, match="folder"):
-        media.check_output(tmp_path / "new", overwrite=True)
+        files.check_output(tmp_path / "new", overwrite=True)
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError, match="another place"):
-        media.check_output(tmp_path / "file" / "a.mp4")
+        files.check_output(tmp_path / "file" / "a.mp4")
 
 
 def test_atomic_path_replaces_only_on_success(tmp_path: Path) -> None:
     target = tmp_path / "a.json"
-    with media.atomic_path(target) as temporary:
+    with files.atomic_path(target) as temporary:
         assert temporary.parent == tmp_path and temporary.suffix == ".json"
         temporary.write_text("one")
         assert not target.exists()
-    with pytest.raises(KeyError), media.atomic_path(target, overwrite=True) as temporary:
+    with pytest.raises(KeyError), files.atomic_path(target, overwrite=True) as temporary:
         temporary.write_text("half")
         raise KeyError
-    with pytest.raises(InputError), media.atomic_path(target):
+    with pytest.raises(InputError), files.atomic_path(target):
         pass
     assert target.read_text() == "one" and [path.name for path in tmp_path.iterdir()] == ["a.json"]
 

@@ -36,7 +36,9 @@ def test_the_examples_face_is_found_where_it_is(portrait: np.ndarray) -> None:
 
 
 def test_no_face_is_seen_where_there_is_none() -> None:
-    assert [len(detect.find_faces(picture)) for picture in read_backgrounds(None, 512)] == [0] * 14
+    """In pictures that the networks were trained on, and in some that they never saw."""
+    unseen = [data.stereo_motorcycle()[0], data.colorwheel(), np.stack([data.cell()] * 3, axis=2)]
+    assert [len(detect.find_faces(picture)) for picture in [*read_backgrounds(None, 512), *unseen]] == [0] * 17
 
 
 def test_a_plain_picture_of_any_size_is_no_face() -> None:
@@ -69,6 +71,11 @@ def test_size_does_not_matter(portrait: np.ndarray) -> None:
     )
     after = (detect.find_faces(large)[0].landmarks[:, :2] + 0.5) / 4 - 0.5
     assert np.linalg.norm(after - before[:, :2], axis=1).mean() < 0.03 * eye_distance(before)
+
+
+def test_a_picture_on_its_side_is_recognised_as_such(portrait: np.ndarray) -> None:
+    assert detect.turn_that_shows_a_face(np.rot90(portrait, -1)) == 90
+    assert detect.turn_that_shows_a_face(np.full((90, 70, 3), 40, np.uint8)) == 0
 
 
 def test_two_faces_come_largest_first(portrait: np.ndarray) -> None:

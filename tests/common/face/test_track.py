@@ -37,6 +37,17 @@ def test_a_lost_face_is_none_and_is_found_again(portrait: np.ndarray) -> None:
     assert [points is not None for points in seen] == [True, False, False, True]
 
 
+def test_another_person_does_not_take_over_before_the_face_is_given_up(portrait: np.ndarray) -> None:
+    """The second face stands where the first never was; at 5 frames/s a face is given up after two frames."""
+    height, width, _ = portrait.shape
+    empty = np.full((height, 3 * width, 3), 60, np.uint8)
+    first, other = empty.copy(), empty.copy()
+    first[:, :width], other[:, 2 * width :] = portrait, portrait
+    seen = list(track_frames([first, other, other, other], fps=5))
+    assert [points is not None for points in seen] == [True, False, False, False]
+    assert list(track_frames([first, other, other, other, other], fps=5))[-1] is not None
+
+
 def test_short_gaps_are_filled_and_long_ones_cut() -> None:
     line = [np.full((68, 3), float(k), np.float32) for k in range(60)]
     gappy: list[np.ndarray | None] = list(line)
