@@ -14,7 +14,7 @@ import torch
 from torch import Generator, Tensor
 
 from a2m.mouth import TOUCHING_OPENING, eye_distance, opening
-from a2m.speech import levels_db, mel_columns, voice_statistics
+from a2m.speech import analyse, mel_columns
 from common.audio import n_frames
 from common.errors import InputError
 from common.face.fit import frontalise
@@ -75,14 +75,22 @@ def read_clip(data_dir: Path, name: str, person: str, model: FaceModel) -> Clip:
     missing = len(points) - n_frames(len(audio))
     if missing > 0:  # the sound stream may end before the last picture
         audio = torch.nn.functional.pad(audio, (0, 640 * len(points) - len(audio)))
-    level_db = levels_db(audio)
-    mel_mean, sound = voice_statistics(audio, level_db)
-    mel = mel_columns(audio, 0, len(points))
+    voice = analyse(audio)
+    mel = mel_columns(audio, 0, len(points), voice.gain)
     lm3d, pose = frontalise(points, CLIP_SIZE_PX, model)
     shape = lm3d + model.mean
-    eyes = float(eye_distance(shape).mean())
     return Clip(
-        name, person, mel, mel_mean, sound, lm3d, pose, lip_motion(shape), lid_aperture(shape), opening(shape), eyes
+        name=name,
+        person=person,
+        mel=mel,
+        mel_mean=voice.mel_mean,
+        sound=voice.sound,
+        lm3d=lm3d,
+        pose=pose,
+        lip_motion=lip_motion(shape),
+        lids=lid_aperture(shape),
+        opening=opening(shape),
+        eye_distance=float(eye_distance(shape).mean()),
     )
 
 

@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 from a2m import mouth
 from a2m.pose import HeadPrior, apply_lids, apply_pose
 from a2m.regression import WEIGHTS, Regression
-from a2m.speech import levels_db, mouth_gate, voice_statistics
+from a2m.speech import Voice, analyse, mouth_gate
 from common import weights
 from common.audio import FPS, SAMPLE_RATE_HZ
 from common.errors import InputError
@@ -67,13 +67,12 @@ class AudioToMotion:
         audio, lm3d = audio.detach().cpu(), reference_landmarks.detach().cpu().float()
         given = (reference_pose.scale, reference_pose.rotation, reference_pose.translation)
         reference_pose = Pose(*(part.detach().cpu().float() for part in given))
-        level_db = levels_db(audio)
-        mel_mean, sound = voice_statistics(audio, level_db)
-        points = self._speaking(audio, mel_mean, sound, lm3d + self.face_model.mean, is_stretched)  # [T, 68, 3]
+        voice = analyse(audio)
+        points = self._speaking(audio, voice, lm3d + self.face_model.mean, is_stretched)  # [T, 68, 3]
         T = len(points)
         deviation, lids = torch.zeros(T, 6), torch.ones(T)
         if pose == "natural":
-            deviation = self.head.sample_pose(sound, _generator(seed, "head"))
+            deviation = self.head.sample_pose(voice.sound, _generator(seed, "head"))
             lids = self.head.sample_lids(T, _generator(seed, "lids"))
         moved = apply_pose(reference_pose, deviation)
         return Motion(
@@ -94,16 +93,14 @@ class AudioToMotion:
             },
         )
 
-    def _speaking(
-        self, audio: Tensor, mel_mean: Tensor, sound: Tensor, reference: Tensor, is_stretched: bool
-    ) -> Tensor:
+    def _speaking(self, audio: Tensor, voice: Voice, reference: Tensor, is_stretched: bool) -> Tensor:
         """The reference's points [68, 3] with a mouth that speaks: [T, 68, 3]."""
         regression = self.regression
-        coefficients = regression.predict(audio, mel_mean)
+        coefficients = regression.predict(audio, voice)
         if is_stretched:
             coefficients = regression.stretched(coefficients)
         motion, lids = regression.decode(coefficients)
-        gate = mouth_gate(sound)
+        gate = mouth_gate(voice.sound)
         rest = mouth.closed(reference, regression.opening_direction.cpu())
         points = rest.repeat(len(gate), 1, 1)
         points[:, LIP_STREAM, :] += gate[:, None, None] * motion.cpu()

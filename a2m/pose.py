@@ -2,7 +2,7 @@
 
 The head: a stationary linear-Gaussian autoregression of second order at 5 Hz (faster motion in the tracks is noise) of
 pitch, yaw, roll, two translations and the logarithm of the scale, relative to the picture's own pose. It starts at
-rest, so the first frame is the picture's and motion builds up by itself; a cubic spline leads to 25 Hz. The blinks: a
+rest, so the first frame is the picture's and motion builds up by itself; a cubic B-spline leads to 25 Hz. The blinks: a
 renewal process with Erlang intervals and the mean curve of lid aperture in the tracks.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.interpolate import CubicSpline
+from scipy.interpolate import BSpline
 from torch import Generator, Tensor, nn
 
 from a2m.data import Clip, raw_aperture, smooth
@@ -67,7 +67,7 @@ class HeadPrior(nn.Module):
     def sample_pose(self, sound: Tensor, generator: Generator) -> Tensor:
         """Deviations from the picture's pose, [T, 6], zero in the first frame; sound: [T] bool or 0..1."""
         T = len(sound)
-        n_steps = T // STEP_FRAMES + 3
+        n_steps = T // STEP_FRAMES + 4
         eps = torch.randn(n_steps, N_DIMENSIONS, generator=generator)
         activity = torch.nn.functional.pad(sound.float(), (0, n_steps * STEP_FRAMES - T))
         activity = activity.unflatten(0, (n_steps, STEP_FRAMES)).mean(dim=1)
@@ -75,11 +75,10 @@ class HeadPrior(nn.Module):
         pushes = ((eps * strength[:, None]) @ self.noise.mT).double().numpy()
         first, second = self.transition.double().numpy()
         x = np.zeros((n_steps, N_DIMENSIONS))
-        for k in range(2, n_steps):  # two steps at rest: no velocity at the start either
+        for k in range(3, n_steps):  # three steps at rest: neither velocity nor acceleration at the start
             x[k] = first @ x[k - 1] + second @ x[k - 2] + pushes[k]
-        knots = (np.arange(n_steps) - 1) * STEP_FRAMES
-        path = torch.from_numpy(CubicSpline(knots, x)(np.arange(T))).float()
-        path = path - path[:1]  # zero already, to rounding
+        knots = (np.arange(n_steps + 4) - 3) * STEP_FRAMES  # frame 0 depends on x[0..2]
+        path = torch.from_numpy(BSpline(knots, x, 3)(np.arange(T))).float()
         limits = torch.tensor(LIMITS)
         return limits * torch.tanh(path / limits)
 

@@ -21,7 +21,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from a2m.speech import mel_columns
+from a2m.speech import Voice, mel_columns
 from common import weights
 from common.audio import N_MELS, n_frames
 from common.errors import InputError
@@ -113,10 +113,10 @@ class Regression(nn.Module):
         return motion, 1 + coefficients[..., -1]
 
     @torch.no_grad()
-    def predict(self, audio: Tensor, mel_mean: Tensor, window: int = 1500, overlap: int = 100) -> Tensor:
+    def predict(self, audio: Tensor, voice: Voice, window: int = 1500, overlap: int = 100) -> Tensor:
         """Coefficients [T, K + 1] of a recording [n], not stretched, in windows of bounded memory.
 
-        mel_mean: [64], see `speech.voice_statistics`. Windows of `window` frames share `overlap` of them, half of which
+        voice: what `speech.analyse` says of it. Windows of `window` frames share `overlap` of them, half of which
         is thrown away at each seam (the GRU has forgotten its start by then) and the middle cross-faded.
         """
         T = n_frames(len(audio))
@@ -124,7 +124,7 @@ class Regression(nn.Module):
         device = self.mean.device
         result = torch.zeros(T, len(self.mean), device=device)
         for first, last in spans:
-            mel = (mel_columns(audio, first, last) - mel_mean).to(device)
+            mel = (mel_columns(audio, first, last, voice.gain) - voice.mel_mean).to(device)
             weight = seam_weight(first, last, T, overlap)[:, None].to(device)
             result[first:last] += weight * self(mel[None])[0]
         return result

@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 UPPER_MIDDLE, LOWER_MIDDLE = LIP_STREAM.index(62), LIP_STREAM.index(66)
 _JAW_METRIC, _DEPTH_METRIC = 0.3, 0.5  # the jaw line slides along the cheek, and depth is noisy: they weigh less
-_MAX_GAIN = 3.0
+_MAX_GAIN, _LEAST_CORRELATION = 3.0, 0.25
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def fit_basis(model: Regression, clips: list[Clip], shares: Tensor) -> list[Tens
     means = torch.stack([y.mean(dim=0) for y in targets])
     model.mean.copy_(shares @ means)
     variances = torch.stack([y.var(dim=0) for y in targets])
-    model.std.copy_((shares @ variances).sqrt())
+    model.std.copy_((shares @ variances).sqrt().clamp(min=1e-3))
     for clip, share in zip(clips, shares.tolist(), strict=True):
         gap = lip_gap(clip.lip_motion)
         centred = gap - gap.mean()
@@ -164,14 +164,16 @@ def loss(
 def fit_gain(model: Regression, clips: list[Clip]) -> None:
     """The factor per coefficient that gives the predictions the standard deviation of the tracks, median over clips.
 
-    Not for the lids, which sound hardly moves: stretching would blow up noise.
+    Only where the prediction follows the tracks at all; the lids, which sound hardly moves, stay as they are.
     """
-    ratios = []
+    ratios, correlations = [], []
     for clip in clips:
-        predicted = model(model_input(clip))[0, :, :-1]
-        real = encode(model, clip.lip_motion)
-        ratios.append(real.std(dim=0) / predicted.std(dim=0).clamp(min=1e-4))
-    model.gain[:-1] = torch.stack(ratios).median(dim=0).values.clamp(1.0, _MAX_GAIN)
+        predicted, real = model(model_input(clip))[0, :, :-1], encode(model, clip.lip_motion)
+        ratios.append(real.std(dim=0) / predicted.std(dim=0).clamp(min=1e-6))
+        correlations.append([clip_correlation(real[:, k], predicted[:, k]) for k in range(real.shape[1])])
+    follows = torch.tensor(correlations).median(dim=0).values > _LEAST_CORRELATION
+    ratio = torch.stack(ratios).median(dim=0).values.clamp(1.0, _MAX_GAIN)
+    model.gain[:-1] = torch.where(follows, ratio, 1.0)
 
 
 def model_input(clip: Clip) -> Tensor:

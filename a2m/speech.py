@@ -1,11 +1,12 @@
 """Where a recording speaks, and how loud its bands are where it does.
 
-Neither a mute stretch nor a constant hiss may move a mouth. A frame counts as sound when it is above an absolute floor,
-not too far below the recording's own loud frames, and above its background. A recording that is nothing but background
-has none. Music and other voices count: to tell them apart from the speaker takes a model.
+Neither a mute stretch nor a constant hiss may move a mouth. A frame counts as sound when it is not too far below the
+recording's own loud frames, and above its background. A recording that is very quiet, or nothing but hiss, has none.
+Music and other voices count: to tell them apart from the speaker takes a model.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from einops import rearrange
@@ -13,15 +14,52 @@ from torch import Tensor
 
 from common.audio import FRAME_SAMPLES, N_MELS, frame_level_db, log_mel, n_frames
 
-QUIET_DB = -60.0  # below full scale: nobody speaks as softly into a recording
+QUIET_DB = -60.0  # below full scale: a recording whose loud frames are below this is silent
+HARDLY_AUDIBLE_DB = -75.0
 BELOW_SPEECH_DB = 32.0
 ABOVE_BACKGROUND_DB = 5.0
-LEAST_SNR_DB = 12.0  # the background threshold never comes closer to the loud frames than this
-STEADY_DB = 3.0  # loud frames this little above the background in a second or more: perhaps only background
+LEAST_SNR_DB = 15.0  # the background's threshold comes no closer to the loud frames: speech without pauses has no floor
+STEADY_DB = 3.0  # hiss varies less than this from frame to frame
+VOICE_DB = -20.0  # what the loud frames are brought to before the features
 DECIBELS_PER_UNIT = 50.0  # of common.audio.log_mel
 _OPENS_EARLY = 3  # frames: lips part before the voice
 _CLOSES_LATE = 1
 _CHUNK_FRAMES = 2000
+
+
+@dataclass(frozen=True)
+class Voice:
+    """What normalises a recording: sound [T] bool, gain (a factor on the samples), mel_mean [64] in units of 10 dB over
+
+    the frames with sound, after the gain.
+    """
+
+    sound: Tensor
+    gain: float
+    mel_mean: Tensor
+
+
+def analyse(audio: Tensor) -> Voice:
+    """Find the frames of audio [n] with sound, and their level and mean spectrum; memory does not grow but for [T].
+
+    Not the mean over all frames: it would depend on how long the pauses are.
+    """
+    level_db = levels_db(audio)
+    loud_db = _ranked(level_db, 0.95)
+    sound = has_sound(level_db)
+    if not sound.any():
+        return Voice(sound, 1.0, torch.full((N_MELS,), QUIET_DB / 10))
+    gain = 10 ** ((VOICE_DB - loud_db) / 20)
+    total, count = torch.zeros(N_MELS, dtype=torch.float64), 0
+    for first, last in chunks(len(level_db)):
+        columns = mel_columns(audio, first, last, gain)[sound[first:last]]  # [frames, 4, 64]
+        total += columns.double().sum(dim=(0, 1))
+        count += columns.shape[0] * columns.shape[1]
+    mean = (total / count).float()
+    is_steady = len(level_db) >= 25 and loud_db - _ranked(level_db, 0.05) < STEADY_DB
+    if is_steady and not _is_voice(mean):
+        sound = torch.zeros_like(sound)
+    return Voice(sound, gain, mean)
 
 
 def levels_db(audio: Tensor) -> Tensor:
@@ -30,28 +68,21 @@ def levels_db(audio: Tensor) -> Tensor:
     return torch.cat([frame_level_db(audio[start : start + step]) for start in range(0, len(audio), step)])
 
 
-def mel_columns(audio: Tensor, first: int, last: int) -> Tensor:
+def mel_columns(audio: Tensor, first: int, last: int, gain: float = 1.0) -> Tensor:
     """Log-mel of frames first..last-1 in units of 10 dB: [last - first, 4, 64], the same as of the whole recording."""
     before, after = min(first, 1), min(n_frames(len(audio)) - last, 1)
-    features = log_mel(audio[(first - before) * FRAME_SAMPLES : (last + after) * FRAME_SAMPLES])
+    features = log_mel(gain * audio[(first - before) * FRAME_SAMPLES : (last + after) * FRAME_SAMPLES])
     features = features[before : before + last - first] * (DECIBELS_PER_UNIT / 10)
     return rearrange(features, "frame state (column mel) -> frame (state column) mel", column=2)
 
 
-def has_sound(level_db: Tensor, is_steady_noise: bool = False) -> Tensor:
-    """Frames with sound above floor and background: level_db [T] -> bool [T].
-
-    is_steady_noise: the recording's spectrum is not a voice's; then, with hardly any dynamics, nothing counts.
-    """
-    audible = level_db[level_db > QUIET_DB]
-    if len(audible) == 0:
+def has_sound(level_db: Tensor) -> Tensor:
+    """Frames with sound, by level alone: level_db [T] -> bool [T]."""
+    loud, background = _ranked(level_db, 0.95), _ranked(level_db, 0.05)
+    if loud <= QUIET_DB:
         return torch.zeros_like(level_db, dtype=torch.bool)
-    ranked = audible.sort().values
-    loud, background = float(ranked[-1 - len(ranked) // 20]), float(ranked[len(ranked) // 20])
-    if is_steady_noise and loud - background < STEADY_DB:
-        return torch.zeros_like(level_db, dtype=torch.bool)
-    threshold = max(QUIET_DB, loud - BELOW_SPEECH_DB, min(background + ABOVE_BACKGROUND_DB, loud - LEAST_SNR_DB))
-    return level_db > threshold
+    relative = max(loud - BELOW_SPEECH_DB, min(background + ABOVE_BACKGROUND_DB, loud - LEAST_SNR_DB))
+    return level_db > max(HARDLY_AUDIBLE_DB, relative)
 
 
 def mouth_gate(sound: Tensor) -> Tensor:
@@ -68,30 +99,14 @@ def mouth_gate(sound: Tensor) -> Tensor:
     return torch.nn.functional.conv1d(wide, kernel[None, None])[0, 0, :T].clamp(0, 1)
 
 
-def voice_statistics(audio: Tensor, level_db: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean log-mel spectrum [64] (units of 10 dB) of the frames with sound, and which they are [T].
-
-    The mean of all frames would depend on how long the pauses are. Without sound, the mean of a quiet recording.
-    """
-    sound = has_sound(level_db)
-    total, count = torch.zeros(N_MELS, dtype=torch.float64), 0
-    for first, last in chunks(len(level_db)):
-        chosen = sound[first:last]
-        if chosen.any():
-            columns = mel_columns(audio, first, last)[chosen]  # [frames, 4, 64]
-            total += columns.double().sum(dim=(0, 1))
-            count += columns.shape[0] * columns.shape[1]
-    if count == 0:
-        return torch.full((N_MELS,), QUIET_DB / 10), sound
-    mean = (total / count).float()
-    if len(level_db) >= 25 and not _is_voice(mean):
-        sound = has_sound(level_db, is_steady_noise=True)
-    return mean, sound
-
-
 def chunks(n: int, size: int = _CHUNK_FRAMES) -> Iterator[tuple[int, int]]:
     """First and last (exclusive) frame of each chunk."""
     return ((first, min(first + size, n)) for first in range(0, n, size))
+
+
+def _ranked(level_db: Tensor, share: float) -> float:
+    """The level that `share` of the frames don't exceed (torch's quantile stops at 16 million values)."""
+    return float(level_db.sort().values[round(share * (len(level_db) - 1))])
 
 
 def _is_voice(mean: Tensor) -> bool:
