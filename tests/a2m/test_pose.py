@@ -1,0 +1,84 @@
+"""The head's prior: starts at the picture, stays in bounds, is stationary; blinks end where they began."""
+
+import pytest
+import torch
+
+from a2m.pose import (
+    LIMITS,
+    HeadPrior,
+    apply_lids,
+    apply_pose,
+    find_blinks,
+    relative_aperture,
+    spectral_radius,
+)
+from a2m.regression import WEIGHTS
+from common import weights
+from common.face.model import LID_PAIRS, FaceModel
+from common.face.pos import Pose, from_euler_rad
+
+
+@pytest.fixture(scope="module")
+def prior() -> HeadPrior:
+    return HeadPrior.from_state(weights.from_pretrained(WEIGHTS)[0], WEIGHTS)
+
+
+def some_pose() -> Pose:
+    return Pose(torch.tensor(90.0), from_euler_rad(torch.tensor([0.1, -0.2, 0.05])), torch.tensor([120.0, 140.0]))
+
+
+def test_the_first_frame_is_the_pictures_pose_exactly_and_motion_eases_in(prior: HeadPrior) -> None:
+    deviation = prior.sample_pose(torch.ones(500), torch.Generator().manual_seed(0))
+    moved = apply_pose(some_pose(), deviation)
+    assert torch.equal(moved.rotation[0], some_pose().rotation)
+    assert torch.equal(moved.translation[0], some_pose().translation) and moved.scale[0] == some_pose().scale
+    limits = torch.tensor(LIMITS)
+    assert ((deviation[:3].abs() / limits) < 0.05).all()  # no jump away from the picture
+    assert (deviation.abs() <= limits).all()
+
+
+def test_motion_is_stationary_smooth_and_alive(prior: HeadPrior) -> None:
+    a = torch.cat(list(prior.transition), dim=1)
+    assert spectral_radius(a) < 1
+    path = prior.sample_pose(torch.ones(25 * 400), torch.Generator().manual_seed(1))
+    halves = path[250:5000].std(dim=0), path[5000:].std(dim=0)
+    assert (halves[0] / halves[1]).log().abs().max() < 0.7
+    yaw_deg = path[:, 1].rad2deg()
+    assert 0.5 < yaw_deg.std() < 6
+    assert yaw_deg.diff().diff().abs().max() < 0.5  # degrees a frame squared: no jitter
+    R = from_euler_rad(path[:100, :3])
+    torch.testing.assert_close(R @ R.mT, torch.eye(3).expand(100, 3, 3), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("T", [1, 4, 5, 26])
+def test_any_length_works_and_the_same_seed_gives_the_same(prior: HeadPrior, T: int) -> None:
+    a, b = (prior.sample_pose(torch.ones(T), torch.Generator().manual_seed(7)) for _ in range(2))
+    assert a.shape == (T, 6) and torch.equal(a, b)
+    assert prior.sample_lids(T, torch.Generator().manual_seed(7)).shape == (T,)
+
+
+def test_blinks_come_at_the_fitted_rate_and_close_the_lids_briefly(prior: HeadPrior) -> None:
+    lids = prior.sample_lids(25 * 600, torch.Generator().manual_seed(3))
+    n = len(find_blinks(lids))
+    expected = 600 / float(prior.blink_interval_s)
+    assert 0.7 * expected < n < 1.3 * expected
+    assert 0.5 < expected / 10 / 15 < 2.5  # adults who talk blink 8 to 37 times a minute
+    assert lids.max() <= 1 and lids.min() >= -0.05 and lids[0] == 1
+    assert (lids < 0.5).float().mean() < 0.1
+
+
+def test_lids_at_one_change_nothing_and_at_zero_meet() -> None:
+    points = FaceModel.builtin().mean.repeat(3, 1, 1)
+    moved = apply_lids(points, torch.tensor([1.0, 0.5, 0.0]))
+    assert torch.equal(moved[0], points[0])
+    for upper, lower in LID_PAIRS:
+        torch.testing.assert_close(moved[2, upper], moved[2, lower])
+    others = [k for k in range(68) if k not in {k for pair in LID_PAIRS for k in pair}]
+    assert torch.equal(moved[:, others], points[:, others])
+
+
+def test_a_blink_drawn_into_a_face_is_found_where_it_is() -> None:
+    aperture = torch.ones(200)
+    aperture[98:103] = torch.tensor([0.7, 0.3, 0.1, 0.4, 0.7])
+    points = apply_lids(FaceModel.builtin().mean.repeat(200, 1, 1), aperture)
+    assert find_blinks(relative_aperture(points)) == [100]
