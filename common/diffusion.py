@@ -81,7 +81,7 @@ def pvdm_timesteps(n_steps: int, n_timesteps: int = 1000) -> list[int]:
 def difftalk_timesteps(n_steps: int, n_timesteps: int = 1000) -> list[int]:
     """DiffTalk's (latent diffusion's) table: 1, 1 + c, 1 + 2c, ... with c = n_timesteps // n_steps, largest first.
 
-    Where n_steps doesn't divide n_timesteps it has more than n_steps entries (30 gives 31). Some (333, all above 500)
+    Where n_steps doesn't divide n_timesteps it has more than n_steps entries (30 gives 31). Some (300, all above 500)
     would run past the last timestep, where the published code fails: ValueError.
     """
     stride = n_timesteps // n_steps if n_steps > 0 else 0
