@@ -37,7 +37,7 @@ class RegressionConfig:
     """What the networks look like; part of the weights' config.json."""
 
     n_components: int = 6  # 98 % of the variance of lips and jaw; the seventh output is the lids' aperture
-    n_members: int = 3  # networks averaged
+    n_members: int = 5  # networks averaged
     conv_width: int = 64
     gru_width: int = 64  # each way; twice as many overfit at once
     dropout: float = 0.3
@@ -113,7 +113,7 @@ class Regression(nn.Module):
         return motion, 1 + coefficients[..., -1]
 
     @torch.no_grad()
-    def predict(self, audio: Tensor, voice: Voice, window: int = 1500, overlap: int = 100) -> Tensor:
+    def predict(self, audio: Tensor, voice: Voice, window: int = 750, overlap: int = 100) -> Tensor:
         """Coefficients [T, K + 1] of a recording [n], not stretched, in windows of bounded memory.
 
         voice: what `speech.analyse` says of it. Windows of `window` frames share `overlap` of them, half of which
@@ -152,7 +152,7 @@ def main(argv: list[str] | None = None) -> None:
     train_parser = commands.add_parser("train", help="train the networks and the head's prior; writes the weights")
     train_parser.add_argument("--data", type=Path, required=True, help="folder with index.csv, clips/ and tracks/")
     train_parser.add_argument("--out", type=Path, default=weights.BUILT_IN_DIR / WEIGHTS)
-    train_parser.add_argument("--steps", type=int, default=500, help="per network")
+    train_parser.add_argument("--steps", type=int, default=450, help="per network")
     train_parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
 

@@ -20,7 +20,7 @@ _MAX_GAIN, _LEAST_CORRELATION = 3.0, 0.25
 
 @dataclass(frozen=True)
 class TrainConfig:
-    steps: int = 500  # per network; held-out people gain nothing after that
+    steps: int = 450  # per network; held-out people gain nothing after that
     batch: int = 32
     learning_rate: float = 2e-3
     weight_decay: float = 0.05

@@ -24,7 +24,8 @@ VOICE_DB = -20.0  # what the loud frames are brought to before the features
 DECIBELS_PER_UNIT = 50.0  # of common.audio.log_mel
 _OPENS_EARLY = 3  # frames: lips part before the voice
 _CLOSES_LATE = 1
-_CHUNK_FRAMES = 2000
+_SHORT_PAUSE = 10  # frames
+_CHUNK_FRAMES = 500
 
 
 @dataclass(frozen=True)
@@ -88,9 +89,18 @@ def has_sound(level_db: Tensor) -> Tensor:
 def mouth_gate(sound: Tensor) -> Tensor:
     """How far the mouth may follow the model: bool [T] -> float32 [T] in 0..1, 0 from 0.12 s after the sound ends.
 
-    Pauses too short to close in (stops last up to 0.1 s) stay open: opening early and closing late fills them.
+    Pauses under 0.4 s (0.2 s at either end of the recording) are left to the model: people don't shut their mouths in
+    every stop and between all words.
     """
     T = len(sound)
+    sound = sound.clone()
+    lengths = torch.unique_consecutive(sound, return_counts=True)[1].tolist()
+    start = 0
+    for length in lengths:
+        is_edge = start == 0 or start + length == T
+        if length < (_SHORT_PAUSE // 2 if is_edge else _SHORT_PAUSE) and length < T:
+            sound[start : start + length] = True
+        start += length
     reach = (_CLOSES_LATE + 2, _OPENS_EARLY + 2)
     padded = torch.nn.functional.pad(sound.float()[None, None], reach, mode="replicate")
     n_wide = _CLOSES_LATE + _OPENS_EARLY + 1
