@@ -90,6 +90,8 @@ def row(name: str, scores: list[Score]) -> str:
     def middle(field: str) -> float:
         return float(torch.tensor([getattr(s, field) for s in scores]).quantile(0.5))
 
+    if middle("amplitude") == 0:  # no correlation to speak of
+        return f"| {name} | – | – | – | – | {middle('amplitude'):.2f} | {middle('error'):.2f} |"
     mean = sum(s.correlation for s in scores) / len(scores)
     near = sum(abs(s.lag) <= 1 for s in scores) / len(scores)
     low, high = bootstrap(scores)
