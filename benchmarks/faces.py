@@ -32,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--no-faces", type=Path, help="folder of pictures without faces, not seen in training")
-    parser.add_argument("--every", type=int, default=10, help="every how many frames of a clip (default 10)")
+    parser.add_argument("--every", type=int, default=20, help="every how many frames of a clip (default 20)")
     args = parser.parse_args()
     print(finder_table(args.data, args.no_faces), flush=True)
     print()
