@@ -83,8 +83,9 @@ class WarpRenderer:
         down = points[LOWER_INNER[2], :] - points[UPPER_INNER[2], :]
         down = down / max(float(np.linalg.norm(down)), 1e-3)
         upper, lower = points[list(UPPER_INNER)], points[list(LOWER_INNER)]
-        polygon(np.concatenate([lower, lower[::-1] - 0.35 * opening * self.eye_distance * down]), tongue)
-        drop = min(0.5 * opening, TEETH) * self.eye_distance * np.array([0.35, 0.95, 1.0, 0.95, 0.35])
+        tongue_height = 0.5 * max(0.0, opening - 0.1) * self.eye_distance  # it lies low: a small gap does not show it
+        polygon(np.concatenate([lower, lower[::-1] - tongue_height * down]), tongue)
+        drop = min(0.4 * opening, TEETH) * self.eye_distance * np.array([0.35, 0.95, 1.0, 0.95, 0.35])
         polygon(np.concatenate([upper - 2 * down, (upper + drop[:, None] * down)[::-1]]), teeth)
         canvas = canvas.filter(ImageFilter.GaussianBlur(0.9 * zoom))
         small = np.asarray(canvas.resize((x1 - x0, y1 - y0), Image.Resampling.BOX), np.float32)
@@ -107,7 +108,7 @@ def _mouth_colours(picture: np.ndarray, points: np.ndarray) -> tuple[np.ndarray,
     lips = _colour_at(picture, (points[[50, 51, 52, 56, 57, 58]] + points[[61, 62, 63, 65, 66, 67]]) / 2)
     light = float(skin @ [0.299, 0.587, 0.114])
     # White, in the light that the skin is in: less coloured than the skin itself.
-    teeth = min(1.05 * light + 10, 225.0) * (skin / max(light, 1.0)) ** 0.6
+    teeth = min(0.95 * light + 5, 210.0) * (skin / max(light, 1.0)) ** 0.5
     dark, tongue, teeth = np.stack([0.2 * lips, 0.5 * lips, teeth]).clip(0, 255).astype(np.uint8)
     return dark, tongue, teeth
 
