@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from a2m.mouth import TOUCHING_OPENING, eye_distance, opening
+from a2m.mouth import TOUCHING_OPENING
 from a2m.speech import analyse, mel_columns
 from common.audio import n_frames
 from common.errors import InputError
 from common.face.fit import frontalise
-from common.face.model import LID_PAIRS, LIP_STREAM, FaceModel, mirror
+from common.face.model import LID_PAIRS, LIP_STREAM, FaceModel, eye_distance, mirror, mouth_opening
 from common.face.pos import Pose
 from common.media import read_audio
 
@@ -89,7 +89,7 @@ def read_clip(data_dir: Path, name: str, person: str, model: FaceModel) -> Clip:
         pose=pose,
         lip_motion=lip_motion(shape),
         lids=lid_aperture(shape),
-        opening=opening(shape),
+        opening=mouth_opening(shape),
         eye_distance=float(eye_distance(shape).mean()),
     )
 
@@ -101,7 +101,7 @@ def lip_motion(shape: Tensor) -> Tensor:
     rest shape is where the frames' regression on the opening crosses the opening of lips that touch.
     """
     shape = smooth((shape + mirror(shape)) / 2, _SMOOTHING_FRAMES)
-    lips, gap = shape[:, LIP_STREAM], opening(shape)
+    lips, gap = shape[:, LIP_STREAM], mouth_opening(shape)
     centred = gap - gap.mean()
     slope = torch.einsum("t,tpc->pc", centred, lips) / (centred.square().sum() + 1e-4)
     return lips - (lips.mean(dim=0) + slope * (TOUCHING_OPENING - gap.mean()))

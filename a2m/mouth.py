@@ -1,27 +1,17 @@
 """The mouth in face space: how far it is open, the same face with it closed, lips that don't pass through each other.
 
 All points are M̄ + LM3D: x to the image's right, y up. The *opening* is the distance of the middle of the inner lips
-(62, 66) by the distance of the eye centres.
+(62, 66) by the distance of the eye centres: `common.face.model.mouth_opening`.
 """
 
 import torch
 from torch import Tensor
 
-from common.face.model import LEFT_EYE, LIP_STREAM, RIGHT_EYE
+from common.face.model import LIP_STREAM, eye_distance
 
 UPPER, LOWER = (61, 62, 63), (67, 66, 65)  # inner lip, facing each other; 60 and 64 are the corners
 CLOSED_OPENING = 0.02  # trackers see lips that touch as open by 0.00 to 0.02
 TOUCHING_OPENING = 0.005  # their median
-
-
-def eye_distance(points: Tensor) -> Tensor:
-    """Distance of the eye centres: [..., 68, 2 or 3] -> [...]."""
-    return (points[..., LEFT_EYE, :].mean(dim=-2) - points[..., RIGHT_EYE, :].mean(dim=-2)).norm(dim=-1)
-
-
-def opening(points: Tensor) -> Tensor:
-    """Mouth opening by the eye distance: [..., 68, 2 or 3] -> [...]."""
-    return (points[..., 62, :] - points[..., 66, :]).norm(dim=-1) / eye_distance(points)
 
 
 def lip_gap(points: Tensor) -> Tensor:

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from a2m.data import Clip, read_clips
-from a2m.mouth import keep_lips_apart, lip_gap, opening
+from a2m.mouth import keep_lips_apart, lip_gap
 from a2m.regression import WEIGHTS, Regression
 from a2m.regression_train import clip_correlation, model_input
 from a2m.speech import mouth_gate
-from common.face.model import LIP_STREAM, FaceModel
+from common.face.model import LIP_STREAM, FaceModel, mouth_opening
 
 MAX_LAG = 5
 Predictor = Callable[[Clip], Tensor]
@@ -60,7 +60,7 @@ def regression(model: Regression, is_stretched: bool, face_model: FaceModel) -> 
         motion, _ = model.decode(model.stretched(coefficients) if is_stretched else coefficients)
         points = face_model.mean.repeat(len(motion), 1, 1)
         points[:, LIP_STREAM, :] += mouth_gate(clip.sound)[:, None, None] * motion.detach()
-        return opening(keep_lips_apart(points, lip_gap(face_model.mean).clamp(max=0)))
+        return mouth_opening(keep_lips_apart(points, lip_gap(face_model.mean).clamp(max=0)))
 
     return predict
 

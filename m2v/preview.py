@@ -16,6 +16,7 @@ from torch import Tensor
 
 from common.face import warp
 from common.face.framing import ReferencePicture
+from common.face.model import eye_distance, mouth_opening
 
 BATCH = 16  # frames warped at once
 UPPER_INNER, LOWER_INNER = (60, 61, 62, 63, 64), (64, 65, 66, 67, 60)  # corner to corner
@@ -35,9 +36,8 @@ class WarpRenderer:
         picture = torch.from_numpy(reference.picture.copy()).to(self.device)
         self.picture = picture.movedim(-1, 0)[None].float()  # [1, 3, H, W]
         self.source = reference.landmarks[None, :, :2].to(self.device)  # [1, 68, 2]
-        points = reference.landmarks[:, :2].numpy()
-        self.eye_distance = float(np.linalg.norm(points[36:42].mean(0) - points[42:48].mean(0)))
-        self.colours = _mouth_colours(reference.picture, points)
+        self.eye_distance = float(eye_distance(reference.landmarks[:, :2]))
+        self.colours = _mouth_colours(reference.picture, reference.landmarks[:, :2].numpy())
 
     @torch.inference_mode()
     def render(self, landmarks: Tensor) -> Iterator[np.ndarray]:
@@ -48,13 +48,14 @@ class WarpRenderer:
             frames = warp.apply(self.picture.expand(len(targets), -1, -1, -1), grid)
             gap = warp.inner_mouth_mask(targets, height, width)  # [b, 1, H, W]
             warped = frames.clamp(0, 255).movedim(1, -1).cpu().numpy()
-            for frame, mask, points in zip(warped, gap[:, 0].cpu().numpy(), targets.cpu().numpy(), strict=True):
-                yield self._with_mouth(frame, mask, points).round().astype(np.uint8)
+            openings = mouth_opening(targets).nan_to_num().tolist()
+            masks, points = gap[:, 0].cpu().numpy(), targets.cpu().numpy()
+            for frame, mask, shape, opening in zip(warped, masks, points, openings, strict=True):
+                yield self._with_mouth(frame, mask, shape, opening).round().astype(np.uint8)
 
-    def _with_mouth(self, frame: np.ndarray, mask: np.ndarray, points: np.ndarray) -> np.ndarray:
+    def _with_mouth(self, frame: np.ndarray, mask: np.ndarray, points: np.ndarray, opening: float) -> np.ndarray:
         """Paint what lies between the inner lips, as far as the reference's own mouth does not show it."""
-        opening = _opening(points)
-        shown = max(_opening(self.source[0].cpu().numpy()), 1e-3)
+        shown = max(self.reference.opening, 1e-3)
         # The warp stretches what the picture shows: up to one and a half times that looks right, three times does not.
         need = float(np.clip((opening / shown - 1.5) / 1.5, 0, 1)) if opening > 0.01 else 0.0
         height, width = mask.shape
@@ -94,12 +95,6 @@ class WarpRenderer:
         middle, half = (left + right) / 2, max((right - left) / 2, 1.0)
         across = np.abs((np.arange(x0, x1) - middle) / half).clip(0, 1)
         return small * (1 - 0.55 * across**2)[None, :, None]
-
-
-def _opening(points: np.ndarray) -> float:
-    """Mouth opening by the distance of the eyes' centres."""
-    eyes = float(np.linalg.norm(points[36:42].mean(0) - points[42:48].mean(0)))
-    return float(np.linalg.norm(points[62] - points[66])) / max(eyes, 1e-3)
 
 
 def _mouth_colours(picture: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

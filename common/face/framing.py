@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from common.face.fit import frontalise
-from common.face.model import FaceModel
+from common.face.model import FaceModel, mouth_opening
 from common.face.pos import Pose, flip_image
 
 FOREHEAD = 0.19  # the mesh reaches above the 68 landmarks by this part of their height (median of 300 portraits)
@@ -103,9 +103,7 @@ class ReferencePicture:
     @property
     def opening(self) -> float:
         """Of the mouth, by the distance of the eyes' centres."""
-        gap = self.landmarks[62, :2] - self.landmarks[66, :2]
-        eyes = self.landmarks[36:42, :2].mean(0) - self.landmarks[42:48, :2].mean(0)
-        return float(gap.norm() / eyes.norm())
+        return float(mouth_opening(self.landmarks[:, :2]))
 
     @property
     def turn_rad(self) -> float:

@@ -50,6 +50,16 @@ def mirror(points: Tensor) -> Tensor:
     return points[..., MIRROR, :] * points.new_tensor([-1.0, 1.0, 1.0])
 
 
+def eye_distance(points: Tensor) -> Tensor:
+    """Distance of the eye centres: [..., 68, 2 or 3] -> [...]."""
+    return (points[..., LEFT_EYE, :].mean(dim=-2) - points[..., RIGHT_EYE, :].mean(dim=-2)).norm(dim=-1)
+
+
+def mouth_opening(points: Tensor) -> Tensor:
+    """Distance of the middles of the inner lips by that of the eye centres: [..., 68, 2 or 3] -> [...]."""
+    return (points[..., 62, :] - points[..., 66, :]).norm(dim=-1) / eye_distance(points)
+
+
 @dataclass(frozen=True)
 class FaceModel:
     """A linear face model; float32, all in units of metres_per_unit.

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from a2m.mouth import CLOSED_OPENING, closed, eye_distance, keep_lips_apart, lip_gap, opening, set_lip_gap
-from common.face.model import LIP_STREAM, REST, FaceModel
+from a2m.mouth import CLOSED_OPENING, closed, keep_lips_apart, lip_gap, set_lip_gap
+from common.face.model import LIP_STREAM, REST, FaceModel, eye_distance, mouth_opening
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def direction() -> Tensor:
 
 
 def test_opening_is_free_of_units_and_of_position(face: Tensor) -> None:
-    torch.testing.assert_close(opening(3.0 * face + 0.5), opening(face))
+    torch.testing.assert_close(mouth_opening(3.0 * face + 0.5), mouth_opening(face))
 
 
 def test_a_closed_mouth_stays_exactly_what_it_is(face: Tensor) -> None:

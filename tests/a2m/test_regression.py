@@ -17,7 +17,7 @@ from a2m.speech import analyse, levels_db
 from common import weights
 from common.audio import n_frames
 from common.errors import InputError
-from common.face.model import FaceModel, mirror
+from common.face.model import FaceModel, eye_distance, mirror, mouth_opening
 from common.face.pos import Pose, from_euler_rad
 from common.media import read_audio
 from common.motion import Motion
@@ -51,7 +51,7 @@ def make(a2m: AudioToMotion, audio: Tensor, landmarks: Tensor | None = None, **o
 
 
 def opening(motion: Motion) -> Tensor:
-    return mouth.opening(motion.landmarks + motion.mean_landmarks)
+    return mouth_opening(motion.landmarks + motion.mean_landmarks)
 
 
 @pytest.mark.parametrize("n", [1, 640, 3200, 3201])
@@ -108,7 +108,7 @@ def test_an_open_mouth_in_the_picture_does_not_leak_into_the_speech(a2m: AudioTo
     assert (curves[0] - curves[1]).abs().max() < 1.5 * mouth.CLOSED_OPENING
     silent = make(a2m, torch.zeros(16000), wide)
     gap = mouth.lip_gap(silent.landmarks + silent.mean_landmarks).max()
-    assert gap <= mouth.CLOSED_OPENING * mouth.eye_distance(a2m.face_model.mean) + 1e-5
+    assert gap <= mouth.CLOSED_OPENING * eye_distance(a2m.face_model.mean) + 1e-5
     torch.testing.assert_close(silent.rest.landmarks, wide)  # what the picture shows is still known
 
 
