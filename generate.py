@@ -77,9 +77,10 @@ def generate(args: argparse.Namespace, config: GenerateConfig) -> None:
     check_result(result_path, args)
     with clock.stage("loading"):
         device = pick_device(config.device)
+        made_earlier = read_motion(args) if args.motion else None
         reference = read_reference(args)
-    if args.motion:
-        motion = read_motion(args)
+    if made_earlier:
+        motion = made_earlier
     else:
         with clock.stage("speech to motion"):
             motion = speak(config, read_speech(args.audio), reference, device)
@@ -198,6 +199,10 @@ def compose(args: argparse.Namespace, overrides: list[str]) -> GenerateConfig:
         raise InputError(f"crf goes from 0 (lossless) to 51, not {config.crf}")
     if config.steps is not None and config.steps < 1:
         raise InputError(f"A model needs at least 1 sampling step, not {config.steps}")
+    if config.a2m.name != "regression":
+        raise InputError(f"There is no stage one called '{config.a2m.name}': choose a2m=regression")
+    if config.m2v.name != "warp" and not args.motion_only:
+        raise InputError(f"There are no built-in weights for the renderer '{config.m2v.name}' yet: use --renderer warp")
     if config.steps is not None and (config.a2m.name, config.m2v.name) == ("regression", "warp"):
         say("note: neither the regression nor the warp samples in steps: --steps has no effect")
     return config
@@ -252,9 +257,16 @@ def read_speech(path: Path) -> "torch.Tensor":
 
 def read_motion(args: argparse.Namespace) -> "Motion":
     """A Motion made earlier; a note where the recording that goes with it is longer or shorter."""
+    from common.face.model import FaceModel
     from common.motion import Motion
 
     motion = Motion.load(args.motion)
+    model = FaceModel.builtin()
+    if (motion.model, motion.convention) != (model.name, model.convention):
+        raise InputError(
+            f"The Motion's landmarks are those of '{motion.model}' ({motion.convention}), the renderer's those of "
+            f"'{model.name}' ({model.convention}): make the Motion with this project's face model"
+        )
     say(f"motion: {args.motion}, {motion.n_frames} frames at {motion.fps:g} frames/s")
     if args.audio:
         sound_s = len(read_speech(args.audio)) / 16000
@@ -331,13 +343,8 @@ def speak(
     config: GenerateConfig, audio: "torch.Tensor", reference: "ReferencePicture", device: "torch.device"
 ) -> "Motion":
     """Stage one: sound → Motion."""
-    if config.a2m.name != "regression":
-        raise InputError(f"There is no stage one called '{config.a2m.name}': choose a2m=regression")
     from a2m.pipeline import AudioToMotion, PoseMode
-    from a2m.speech import QUIET_DB, levels_db
 
-    if float(levels_db(audio).max()) < QUIET_DB:
-        say("warning: the recording is silent: the mouth will stay closed")
     model = AudioToMotion.from_pretrained(config.a2m.weights, device=device)
     height, width = reference.picture.shape[:2]
     pose: PoseMode = "still" if config.pose == "still" else "natural"
@@ -355,19 +362,12 @@ def render(
     device: "torch.device",
 ) -> None:
     """Stage two: Motion and picture → frames → file."""
-    if config.m2v.name != "warp":
-        raise InputError(f"There are no built-in weights for the renderer '{config.m2v.name}' yet: use --renderer warp")
     from common.face.model import FaceModel
     from common.media import VideoWriter
     from m2v.drive import drive
     from m2v.preview import MAX_TURN_RAD, WarpRenderer
 
     model = FaceModel.builtin()
-    if (motion.model, motion.convention) != (model.name, model.convention):
-        raise InputError(
-            f"The Motion's landmarks are those of '{motion.model}' ({motion.convention}), the renderer's those of "
-            f"'{model.name}' ({model.convention}): make the Motion with this project's face model"
-        )
     landmarks = drive(motion, reference, model.mean, MAX_TURN_RAD)
     height, width = reference.picture.shape[:2]
     renderer = WarpRenderer(reference, device)

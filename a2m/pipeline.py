@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +19,8 @@ from common.errors import InputError
 from common.face.model import LIP_STREAM, FaceModel
 from common.face.pos import Pose
 from common.motion import Motion, Reference
+
+log = logging.getLogger(__name__)
 
 PoseMode = Literal["natural", "still"]
 
@@ -68,6 +71,8 @@ class AudioToMotion:
         given = (reference_pose.scale, reference_pose.rotation, reference_pose.translation)
         reference_pose = Pose(*(part.detach().cpu().float() for part in given))
         voice = analyse(audio)
+        if not voice.sound.any():
+            log.warning("the recording is silent, or nothing but steady noise: the mouth stays closed")
         points = self._speaking(audio, voice, lm3d + self.face_model.mean, is_stretched)  # [T, 68, 3]
         T = len(points)
         deviation, lids = torch.zeros(T, 6), torch.ones(T)

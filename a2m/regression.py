@@ -3,8 +3,9 @@
 Log-mel features of a recording, relative to the mean spectrum of its voice, go through two convolutions and a
 bidirectional GRU to coefficients of a small basis of mirror-symmetric lip and jaw motion (residual landmarks of the
 lip stream relative to the closed mouth) and to the lids' aperture. A few such networks are averaged. A regression
-mumbles: it predicts the mean of all that the sound leaves open. So each coefficient is stretched about its mean by the
-factor that restores the variance of held-out people (`gain`); that helps the eye and no error measure.
+mumbles: it predicts the mean of all that the sound leaves open. So the coefficients that follow the sound are stretched
+about their means by the factor that restores the variance of held-out people, at most threefold (`gain`). That helps
+the eye and no error measure.
 
 `python -m a2m.regression train --data DIR --out weights/small/a2m_regression` makes the weights.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -78,7 +80,7 @@ class Regression(nn.Module):
         self.register_buffer("basis", torch.zeros(k, n_points, 3))
         self.register_buffer("mean", torch.zeros(k + 1))  # of the targets: coefficients, and aperture - 1
         self.register_buffer("std", torch.ones(k + 1))
-        self.register_buffer("gain", torch.ones(k + 1))  # restores the variance that a regression loses
+        self.register_buffer("gain", torch.ones(k + 1))  # gives back variance that a regression loses
         self.register_buffer("opening_direction", torch.zeros(n_points, 3))  # lips and jaw per unit of lip gap
 
     @classmethod
@@ -104,7 +106,7 @@ class Regression(nn.Module):
         return predicted * self.std + self.mean
 
     def stretched(self, coefficients: Tensor) -> Tensor:
-        """Coefficients [..., K + 1] with the variance of real ones."""
+        """Coefficients [..., K + 1] stretched by `gain`: those that follow the sound vary about as real ones do."""
         return self.mean + self.gain * (coefficients - self.mean)
 
     def decode(self, coefficients: Tensor) -> tuple[Tensor, Tensor]:
@@ -181,7 +183,7 @@ def main(argv: list[str] | None = None) -> None:
         "fps": 25,
         "face_model": face_model.name,
         "convention": face_model.convention,
-        "gain": "restores the standard deviation of each coefficient, fitted on the val split without LRS3",
+        "gain": "restores the deviation of coefficients that follow the sound, at most threefold; val split, no LRS3",
         "val": figures,
     }
     weights.save(arguments.out, state, config, dtype=torch.float32)
@@ -189,4 +191,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"error: {error}")

@@ -182,10 +182,10 @@ def model_input(clip: Clip) -> Tensor:
 
 
 @torch.no_grad()
-def predict_opening(model: Regression, clip: Clip, is_stretched: bool = False) -> Tensor:
+def predict_opening(model: Regression, clip: Clip) -> Tensor:
     """The predicted opening of the mouth by the clip's own eye distance, [T], relative to touching lips."""
     coefficients = model(model_input(clip))[0]
-    motion, _ = model.decode(model.stretched(coefficients) if is_stretched else coefficients)
+    motion, _ = model.decode(coefficients)
     return lip_gap(motion) / clip.eye_distance
 
 

@@ -19,6 +19,7 @@ HARDLY_AUDIBLE_DB = -75.0
 BELOW_SPEECH_DB = 32.0
 ABOVE_BACKGROUND_DB = 5.0
 LEAST_SNR_DB = 15.0  # the background's threshold comes no closer to the loud frames: speech without pauses has no floor
+RARE_SPEECH_DB = 10.0  # loud frames this much above the 95th percentile of all: speech fills less than a twentieth
 STEADY_DB = 3.0  # hiss varies less than this from frame to frame
 VOICE_DB = -20.0  # what the loud frames are brought to before the features
 DECIBELS_PER_UNIT = 50.0  # of common.audio.log_mel
@@ -46,7 +47,7 @@ def analyse(audio: Tensor) -> Voice:
     Not the mean over all frames: it would depend on how long the pauses are.
     """
     level_db = levels_db(audio)
-    loud_db = _ranked(level_db, 0.95)
+    loud_db = loudness_db(level_db)
     sound = has_sound(level_db)
     if not sound.any():
         return Voice(sound, 1.0, torch.full((N_MELS,), QUIET_DB / 10))
@@ -79,11 +80,22 @@ def mel_columns(audio: Tensor, first: int, last: int, gain: float = 1.0) -> Tens
 
 def has_sound(level_db: Tensor) -> Tensor:
     """Frames with sound, by level alone: level_db [T] -> bool [T]."""
-    loud, background = _ranked(level_db, 0.95), _ranked(level_db, 0.05)
+    loud, background = loudness_db(level_db), _ranked(level_db, 0.05)
     if loud <= QUIET_DB:
         return torch.zeros_like(level_db, dtype=torch.bool)
     relative = max(loud - BELOW_SPEECH_DB, min(background + ABOVE_BACKGROUND_DB, loud - LEAST_SNR_DB))
     return level_db > max(HARDLY_AUDIBLE_DB, relative)
+
+
+def loudness_db(level_db: Tensor) -> float:
+    """The level of a recording's loud frames: level_db [T] -> the 95th percentile.
+
+    Where speech is rare (eight seconds after five minutes of waiting), that of the frames near the loudest ones.
+    """
+    loud = _ranked(level_db, 0.95)
+    near_the_top = level_db[level_db > _ranked(level_db, 0.999) - BELOW_SPEECH_DB]
+    loud_there = _ranked(near_the_top, 0.95)
+    return loud_there if loud_there - loud > RARE_SPEECH_DB else loud
 
 
 def mouth_gate(sound: Tensor) -> Tensor:

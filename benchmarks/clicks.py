@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from benchmarks.report import markdown
+from benchmarks.report import markdown, run_main
 from common.face import detect
 from common.face.framing import ReferencePicture
 from common.face.model import FaceModel
@@ -100,4 +100,4 @@ def read_clicks(video_path: Path, asked: list[int]) -> tuple[list[int], list[int
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

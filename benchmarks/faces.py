@@ -17,7 +17,7 @@ import skimage.color
 import skimage.data
 import torch
 
-from benchmarks.report import by_person, clips, interval, is_word, markdown
+from benchmarks.report import by_person, clips, interval, is_word, markdown, run_main
 from common.face import detect
 from common.face.fit import frontalise
 from common.face.model import FaceModel
@@ -183,4 +183,4 @@ def _nme(points: np.ndarray, truth: np.ndarray) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -19,6 +19,7 @@ from a2m.mouth import keep_lips_apart, lip_gap
 from a2m.regression import WEIGHTS, Regression
 from a2m.regression_train import clip_correlation, model_input
 from a2m.speech import mouth_gate
+from benchmarks.report import run_main
 from common.face.model import LIP_STREAM, FaceModel, mouth_opening
 
 MAX_LAG = 5
@@ -51,26 +52,25 @@ def score(clip: Clip, predicted: Tensor) -> Score:
     return Score(clip.person, by_lag[0], by_lag[best], best, amplitude, float(error / still))
 
 
-@torch.no_grad()
 def regression(model: Regression, is_stretched: bool, face_model: FaceModel) -> Predictor:
     """What a2m.pipeline shows on the mean face: predicted, gated, lips kept apart."""
 
+    @torch.no_grad()
     def predict(clip: Clip) -> Tensor:
         coefficients = model(model_input(clip))[0]
         motion, _ = model.decode(model.stretched(coefficients) if is_stretched else coefficients)
         points = face_model.mean.repeat(len(motion), 1, 1)
-        points[:, LIP_STREAM, :] += mouth_gate(clip.sound)[:, None, None] * motion.detach()
+        points[:, LIP_STREAM, :] += mouth_gate(clip.sound)[:, None, None] * motion
         return mouth_opening(keep_lips_apart(points, lip_gap(face_model.mean).clamp(max=0)))
 
     return predict
 
 
 def loudness(clip: Clip) -> Tensor:
-    """The cheap rival: the level of the sound, smoothed over five frames."""
+    """The cheap rival: the level of the sound, smoothed over five frames; it has no scale of its own."""
     level = clip.mel.mean(dim=(1, 2)).clamp(min=float(clip.mel.mean()) - 3)
     padded = torch.nn.functional.pad(level[None, None], (2, 2), mode="replicate")
-    smoothed = torch.nn.functional.avg_pool1d(padded, 5, stride=1)[0, 0]
-    return smoothed * 0.02  # no scale of its own
+    return torch.nn.functional.avg_pool1d(padded, 5, stride=1)[0, 0]
 
 
 def bootstrap(scores: list[Score], n_draws: int = 2000, seed: int = 0) -> tuple[float, float]:
@@ -86,7 +86,7 @@ def bootstrap(scores: list[Score], n_draws: int = 2000, seed: int = 0) -> tuple[
     return low, high
 
 
-def row(name: str, scores: list[Score]) -> str:
+def row(name: str, scores: list[Score], has_scale: bool = True) -> str:
     def middle(field: str) -> float:
         return float(torch.tensor([getattr(s, field) for s in scores]).quantile(0.5))
 
@@ -95,9 +95,10 @@ def row(name: str, scores: list[Score]) -> str:
     mean = sum(s.correlation for s in scores) / len(scores)
     near = sum(abs(s.lag) <= 1 for s in scores) / len(scores)
     low, high = bootstrap(scores)
+    scale = f"{middle('amplitude'):.2f} | {middle('error'):.2f}" if has_scale else "– | –"
     return (
         f"| {name} | {middle('correlation'):.2f} ({low:.2f} to {high:.2f}) | {mean:.2f} | "
-        f"{middle('best_correlation'):.2f} | {100 * near:.0f} % | {middle('amplitude'):.2f} | {middle('error'):.2f} |"
+        f"{middle('best_correlation'):.2f} | {100 * near:.0f} % | {scale} |"
     )
 
 
@@ -131,8 +132,8 @@ def report(clips: list[Clip], weights: str, face_model: FaceModel) -> None:
         )
         print("|---|---|---|---|---|---|---|")
         for name, predict in predictors.items():
-            print(row(name, [score(clip, predict(clip)) for clip in chosen]))
+            print(row(name, [score(clip, predict(clip)) for clip in chosen], has_scale=name != "loudness"))
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -1,14 +1,27 @@
 """What every benchmark shares: rows of the data's index, means and their spread over persons, Markdown tables."""
 
 import csv
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from common.errors import InputError
+from common.files import check_input
+
+
+def run_main(main: Callable[[], None]) -> None:
+    """What is wrong with the given data is one sentence, as everywhere."""
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"error: {error}")
+
 
 def clips(data_dir: Path, split: str, kind: str = "talking") -> list[dict[str, str]]:
     """Rows of index.csv of one split."""
+    check_input(data_dir / "index.csv", "index of the data")
     with (data_dir / "index.csv").open() as file:
         return [row for row in csv.DictReader(file) if row["split"] == split and row["kind"] == kind]
 

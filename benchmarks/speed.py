@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from benchmarks.report import markdown
+from benchmarks.report import markdown, run_main
 
 ROOT = Path(__file__).resolve().parents[1]
 # Measured from inside: the peak of children that a parent sees would be that of the largest so far.
@@ -58,11 +58,12 @@ def run(image_path: Path, seconds: float, folder: Path) -> tuple[dict[str, float
     if out.returncode:
         sys.exit(out.stderr)
     times = {
-        name: float(value) for name, value in re.findall(r"([a-z ]+) ([\d.]+) s(?=[,)])", out.stdout.splitlines()[-2])
+        name: float(value)
+        for name, value in re.findall(r"([a-z][a-z ]*) ([\d.]+) s(?=[,)])", out.stdout.splitlines()[-2])
     }
     peak_kib = int(re.findall(r"peak_kib (\d+)", out.stdout)[0])
     return times, wall_s, peak_kib / 1024
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from benchmarks.report import by_person, clips, interval, is_word, markdown
+from benchmarks.report import by_person, clips, interval, is_word, markdown, run_main
 from common.face.fit import frontalise
-from common.face.framing import ReferencePicture
+from common.face.framing import ReferencePicture, frame_face
 from common.face.model import FaceModel
 from common.media import VideoReader
 from common.motion import Motion
@@ -67,16 +67,20 @@ def measure(data_dir: Path, row: dict[str, str], every: int) -> np.ndarray | Non
         return None
     model = FaceModel.builtin()
     reference = ReferencePicture.of(frames[first], landmarks[first], model)
+    crop = frame_face(landmarks[first], 256, 256)  # small faces are cut out, here as in the reference
     lm3d, pose = frontalise(torch.from_numpy(landmarks[first:]), frames[first].shape[0], model)
     motion = Motion(lm3d, model.mean, pose, 25.0, (256, 256))
     driven = drive(motion, reference, model.mean, MAX_TURN_RAD)[[k - first for k in chosen]]
     renderer = WarpRenderer(reference)
-    exact, held = (list(renderer.render(target)) for target in (torch.from_numpy(landmarks[chosen]), driven))
+    exact, held = (
+        list(renderer.render(target)) for target in (torch.from_numpy(crop.points(landmarks[chosen])), driven)
+    )
     scores = []
     for j, k in enumerate(chosen):
-        box = mouth_box(landmarks[k], frames[k].shape[0])
-        shown = (frames[first], exact[j], held[j])
-        scores.append([[*_score(each, frames[k]), *_score(each[box], frames[k][box])] for each in shown])
+        truth = crop.cut(frames[k])
+        box = mouth_box(crop.points(landmarks[k]), truth.shape[0])
+        shown = (reference.picture, exact[j], held[j])
+        scores.append([[*_score(each, truth), *_score(each[box], truth[box])] for each in shown])
     return np.mean(scores, axis=0)
 
 
@@ -96,4 +100,4 @@ def _score(picture: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Generator, Tensor
 
+from common.files import check_input
 from common.media import VideoReader, read_picture
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ class FaceSet:
 
 def read_clips(data_dir: Path, split: str, per_person: int = 300, per_clip: int = 60, every: int = 5) -> FaceSet:
     """Frames of the clips of one split, spread evenly over each clip, so that no person and no clip dominates."""
+    check_input(data_dir / "index.csv", "index of the data")
     with (data_dir / "index.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["split"] == split and not row["overlay"]]
     by_person: dict[str, list[dict[str, str]]] = defaultdict(list)
@@ -74,6 +76,7 @@ def read_clips(data_dir: Path, split: str, per_person: int = 300, per_clip: int 
 
 def read_portraits(data_dir: Path, split: str, context: float = 2.4) -> FaceSet:
     """Portraits of one split with known landmarks: a square of `context` face sizes around the face, grey outside."""
+    check_input(data_dir / "portraits.csv", "list of the portraits")
     with (data_dir / "portraits.csv").open() as file:
         wanted = {row["name"] for row in csv.DictReader(file) if row["split"] == split}
     table = np.load(data_dir / "portraits_landmarks.npz")

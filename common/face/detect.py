@@ -5,7 +5,7 @@ also judges whether this is a face; where it finds nothing, scikit-image's LBP c
 downloaded, and the same picture gives the same landmarks everywhere.
 """
 
-import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -22,8 +22,6 @@ from common.errors import InputError
 from common.face.data import crop, from_crop, similarity
 from common.face.model import LEFT_EYE, RIGHT_EYE, mirror
 from common.face.nets import Finder, FinderConfig, LandmarkNet, LandmarkNetConfig
-
-log = logging.getLogger(__name__)
 
 PYRAMID_PX = (160, 320, 640, 1280)  # longer sides at which the finder looks; the last two only for large pictures
 CANDIDATE_SCORE = 0.4  # of the finder; the landmark network has the last word
@@ -112,7 +110,9 @@ def landmarks_at(picture: np.ndarray, box: tuple[float, float, float, float]) ->
     """Landmarks of the face in a box x0, y0, x1, y1 that the user drew, whatever the networks think of it."""
     x0, y0, x1, y1 = box
     height, width = picture.shape[:2]
-    if not (x0 < x1 and y0 < y1 and x1 > 0 and y1 > 0 and x0 < width and y0 < height):
+    if not (
+        all(math.isfinite(v) for v in box) and x0 < x1 and y0 < y1 and x1 > 0 and y1 > 0 and x0 < width and y0 < height
+    ):
         raise InputError(
             f"face box {x0:g},{y0:g},{x1:g},{y1:g} is empty or outside the picture of {width}x{height} pixels"
         )

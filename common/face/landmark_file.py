@@ -29,7 +29,7 @@ def read_landmarks(path: Path) -> np.ndarray:
         raise InputError(f"{path} is too large for the landmarks of one picture: {wanted}.")
     try:
         points = _parse(path)
-    except (OSError, ValueError, TypeError, KeyError, EOFError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, KeyError, EOFError, OverflowError, RecursionError) as error:
         raise InputError(f"can't read landmarks from {path}: {wanted}.") from error
     if points.shape not in {(68, 2), (68, 3)} or not np.isfinite(points).all():
         raise InputError(f"{path} holds numbers of shape {list(points.shape)}: {wanted}.")

@@ -98,7 +98,9 @@ def finder_batch(
     generator: Generator,
 ) -> Batch:
     """Pictures [B, 3, S, S] in [-1, 1] of none, one or four faces; centres [B, 4, 2], sides [B, 4] in pixels or 0."""
-    n_tiles = 2 * batch  # half of the pictures show one tile, a third of the rest four small ones
+    n_tiles = (
+        2 * batch
+    )  # the first half are shown alone; of the other, a quarter of the canvases show four small ones each
     n_stills = n_tiles // 2
     drawn = _draw(((stills, n_stills), (clips, n_tiles - n_stills)), generator)
     order = torch.randperm(n_tiles, generator=generator)

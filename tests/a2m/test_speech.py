@@ -76,3 +76,12 @@ def test_columns_and_levels_of_parts_equal_those_of_the_whole() -> None:
     # The same numbers as the front end's, in units of 10 dB and one row per 10 ms.
     torch.testing.assert_close(whole[5].reshape(2, 128), 5 * log_mel(audio)[5], rtol=0, atol=1e-4)
     torch.testing.assert_close(levels_db(audio), frame_level_db(audio))
+
+
+@pytest.mark.parametrize("room", [0.0, 0.002])
+def test_rare_speech_is_heard_and_the_waiting_is_not(room: float) -> None:
+    """Four seconds of a voice after three minutes of nothing, or of a room."""
+    waiting = room * torch.randn(180 * 16000, generator=torch.Generator().manual_seed(0))
+    sound = analyse(torch.cat([waiting, voice(4.0)])).sound
+    assert not sound[: 180 * 25 - 2].any()
+    assert sound[180 * 25 + 2 :].float().mean() > 0.9
