@@ -168,7 +168,7 @@ def finder_loss(
     size_error = log_side[at] - torch.log(sides[present] / stride)
     offset_error = offset.movedim(1, -1)[at] - (cell - nearest)[present]
     n = max(1, len(which))
-    return {"heat": focal.sum() / n, "size": size_error.abs().mean(), "offset": 0.5 * offset_error.abs().mean()}
+    return {"heat": focal.sum() / n, "size": size_error.abs().sum() / n, "offset": 0.25 * offset_error.abs().sum() / n}
 
 
 def _rectangles(inside: Tensor) -> Tensor:
