@@ -9,6 +9,7 @@ flags come Hydra overrides of conf/generate.yaml, such as `a2m.weights=PATH`; a 
 import argparse
 import logging
 import re
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ Item = TypeVar("Item")
 
 POSES = ("natural", "still")
 RENDERERS = ("mcvdm", "warp")
+OPEN_MOUTH, TURNED_RAD = 0.12, 0.6  # a picture beyond these deserves a note
 FLAG_OVERRIDES = {"seed": "seed", "steps": "steps", "device": "device", "pose": "pose", "renderer": "m2v"}
 
 
@@ -58,6 +60,9 @@ class GenerateConfig:
 
 def main() -> None:
     keep_freed_memory()
+    for name in ("SIGTERM", "SIGHUP"):  # a closed terminal, `timeout`, a batch system: clean up as on Ctrl-C
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), stop)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
     try:
         args, overrides = parse(sys.argv[1:])
@@ -68,6 +73,10 @@ def main() -> None:
     except KeyboardInterrupt:
         print("stopped; nothing was written", file=sys.stderr)
         sys.exit(130)
+
+
+def stop(signal_number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 def generate(args: argparse.Namespace, config: GenerateConfig) -> None:
@@ -143,6 +152,8 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
             raise InputError(f"'{override}' is neither a flag nor an override like seed=3 (--help lists the flags)")
         if override.startswith("+"):
             raise InputError(f"'{override}' adds a key that nothing reads: conf/generate.yaml names those there are")
+    if not pictures and overrides != args.overrides:
+        raise InputError(f"There is no picture at {overrides[0]}: check the path")
     if not args.image and not (args.motion_only and not args.motion):
         raise InputError("Give a picture of the person: --image FILE")
     if not args.audio and not args.motion:
@@ -189,7 +200,10 @@ def compose(args: argparse.Namespace, overrides: list[str]) -> GenerateConfig:
             composed = hydra_compose("generate", [*overrides, *(f"{key}={value}" for key, value in flags.items())])
         config = OmegaConf.to_object(composed)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise InputError(f"The configuration does not fit: {str(error).splitlines()[0]}") from error
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"The configuration does not fit ({reason}): conf/generate.yaml names what there is"
+        ) from error
     assert isinstance(config, GenerateConfig)
     if config.pose not in POSES:
         raise InputError(f"There is no pose '{config.pose}': choose {' or '.join(POSES)}")
@@ -214,13 +228,18 @@ def default_output(args: argparse.Namespace) -> Path:
 
 def check_result(path: Path, args: argparse.Namespace) -> None:
     """Before any work: can the result be written?"""
-    from common.files import check_output
+    from common.files import check_input, check_output
     from common.media import VIDEO_SUFFIXES
 
     if args.motion_only and path.suffix != ".npz":
         raise InputError(f"{path} is not named as a Motion: let the name end in .npz")
     if not args.motion_only and path.suffix.lower() not in VIDEO_SUFFIXES:
         raise InputError(f"{path} is not named as a video that can be written: let the name end in .mp4")
+    if args.audio:
+        check_input(args.audio, "sound file")
+    for given in [args.audio, args.motion, args.landmarks, *(args.image or [])]:
+        if given and is_file(path) and is_file(given) and path.samefile(given):
+            raise InputError(f"{path} is an input of this run and would be lost: choose another name for the result")
     check_output(path, args.overwrite)
 
 
@@ -257,7 +276,7 @@ def read_speech(path: Path) -> "torch.Tensor":
 
 def read_motion(args: argparse.Namespace) -> "Motion":
     """A Motion made earlier; a note where the recording that goes with it is longer or shorter."""
-    from common.face.model import FaceModel
+    from common.face.model import FaceModel, mouth_opening
     from common.motion import Motion
 
     motion = Motion.load(args.motion)
@@ -267,6 +286,11 @@ def read_motion(args: argparse.Namespace) -> "Motion":
             f"The Motion's landmarks are those of '{motion.model}' ({motion.convention}), the renderer's those of "
             f"'{model.name}' ({model.convention}): make the Motion with this project's face model"
         )
+    farthest_m = float((motion.landmarks - motion.rest.landmarks).abs().max()) * model.metres_per_unit
+    if farthest_m > 0.15:
+        raise InputError(f"{args.motion} moves points of the face by {farthest_m:.2g} m: it is no face, make it again")
+    if motion.reference is None and mouth_opening(model.mean + motion.rest.landmarks) > OPEN_MOUTH:
+        say("note: the motion's first frame, taken to be as in the picture, has an open mouth: it will open less")
     say(f"motion: {args.motion}, {motion.n_frames} frames at {motion.fps:g} frames/s")
     if args.audio:
         sound_s = len(read_speech(args.audio)) / 16000
@@ -290,6 +314,12 @@ def read_reference(args: argparse.Namespace) -> "ReferencePicture":
     for path in args.image:
         picture = read_picture(path)
         references.append(ReferencePicture.of(picture, find_landmarks(args, path, picture), model))
+        if references[-1].opening > OPEN_MOUTH:
+            say(
+                f"note: the mouth in {path} is open, which ends in squeezed teeth: one with a closed mouth looks better"
+            )
+        if references[-1].turn_rad > TURNED_RAD:
+            say(f"note: the head in {path} is turned far to the side: a frontal picture looks better")
     chosen = min(range(len(references)), key=lambda k: references[k].opening + references[k].turn_rad)
     if len(references) > 1:
         say(f"of {len(references)} pictures, {args.image[chosen]} is used: the most frontal with the mouth most closed")
@@ -312,7 +342,10 @@ def find_landmarks(args: argparse.Namespace, path: Path, picture: "np.ndarray") 
             x0, y0, x1, y1 = (float(number) for number in numbers)
         except ValueError as error:
             raise InputError(f"--face-box takes four numbers x0,y0,x1,y1, not '{args.face_box}'") from error
-        return detect.landmarks_at(picture, (x0, y0, x1, y1)).landmarks
+        face = detect.landmarks_at(picture, (x0, y0, x1, y1))
+        if face.score < 0.5 or not face.is_steady:
+            say(f"note: nothing in --face-box {args.face_box} of {path} looks like a face: the result may be nonsense")
+        return face.landmarks
     faces = detect.find_faces(picture)
     if not faces:
         turn_deg = detect.turn_that_shows_a_face(picture)
@@ -365,10 +398,12 @@ def render(
     from common.face.model import FaceModel
     from common.media import VideoWriter
     from m2v.drive import drive
-    from m2v.preview import MAX_TURN_RAD, WarpRenderer
+    from m2v.preview import LIMITS, WarpRenderer
 
     model = FaceModel.builtin()
-    landmarks = drive(motion, reference, model.mean, MAX_TURN_RAD)
+    landmarks = drive(motion, reference, model.mean, LIMITS)
+    if (landmarks - drive(motion, reference, model.mean)).norm(dim=-1).max() > 3:
+        say("note: the motion goes further than the picture can follow: turns, shifts and sizes are held back")
     height, width = reference.picture.shape[:2]
     renderer = WarpRenderer(reference, device)
     say(f"stage two: {renderer.name} (the picture bent along the landmarks; only a mouth's inside is painted)")

@@ -20,7 +20,7 @@ from common.face.model import FaceModel
 from common.media import VideoReader
 from common.motion import Motion
 from m2v.drive import drive
-from m2v.preview import MAX_TURN_RAD, WarpRenderer
+from m2v.preview import LIMITS, WarpRenderer
 
 METHODS = (
     "picture repeated",
@@ -70,7 +70,7 @@ def measure(data_dir: Path, row: dict[str, str], every: int) -> np.ndarray | Non
     crop = frame_face(landmarks[first], 256, 256)  # small faces are cut out, here as in the reference
     lm3d, pose = frontalise(torch.from_numpy(landmarks[first:]), frames[first].shape[0], model)
     motion = Motion(lm3d, model.mean, pose, 25.0, (256, 256))
-    driven = drive(motion, reference, model.mean, MAX_TURN_RAD)[[k - first for k in chosen]]
+    driven = drive(motion, reference, model.mean, LIMITS)[[k - first for k in chosen]]
     renderer = WarpRenderer(reference)
     exact, held = (
         list(renderer.render(target)) for target in (torch.from_numpy(crop.points(landmarks[chosen])), driven)

@@ -6,7 +6,6 @@ media, Ogg pages, MP3's Xing header, Matroska), never estimates; "unknown", as p
 as whole.
 """
 
-import errno
 import os
 import secrets
 import struct
@@ -52,6 +51,8 @@ def check_output(path: Path, overwrite: bool = False) -> None:
         if path.exists() and not overwrite:
             raise InputError(f"{path} exists already: choose another name, or allow it with --overwrite.")
         path.parent.mkdir(parents=True, exist_ok=True)
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{path} can't be written ({reason}): choose another place.") from error
@@ -68,12 +69,10 @@ def atomic_path(path: Path, overwrite: bool = False) -> Iterator[Path]:
         yield temporary
         check_output(path, overwrite)  # somebody else may have written it meanwhile
         temporary.replace(path)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM):
-            raise InputError(
-                f"{path} can't be written ({error.strerror}): make room or choose another place."
-            ) from error
-        raise
+    except OSError as error:  # a full disk, a folder that is gone or can't be written: inputs have errors of their own
+        raise InputError(
+            f"{path} can't be written ({error.strerror or error}): make room or choose another place."
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 

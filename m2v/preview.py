@@ -17,10 +17,12 @@ from torch import Tensor
 from common.face import warp
 from common.face.framing import ReferencePicture
 from common.face.model import eye_distance, mouth_opening
+from m2v.drive import Limits
 
 BATCH = 16  # frames warped at once
 UPPER_INNER, LOWER_INNER = (60, 61, 62, 63, 64), (64, 65, 66, 67, 60)  # corner to corner
-MAX_TURN_RAD = math.radians(18)  # from the picture; beyond, the far cheek folds over
+# From the picture; beyond, the far cheek folds over and the border is dragged in.
+LIMITS = Limits(turn_rad=math.radians(18), shift=0.3, log_zoom=0.2)
 TEETH = 0.085  # how much of the upper teeth can show at most, in distances of the eyes' centres
 CHEEKS = (2, 3, 13, 14)  # skin around the nose is found between these and the nose
 

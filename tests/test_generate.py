@@ -287,6 +287,36 @@ def test_without_a_picture_the_mean_face_speaks(short: Path, tmp_path: Path) -> 
     assert motion.n_frames == 33 and motion.reference is not None and not motion.reference.landmarks.any()
 
 
+def test_an_input_is_never_overwritten(
+    short: Path, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recording = tmp_path / "mine.mp4"
+    recording.write_bytes(made.read_bytes())
+    assert run("--audio", recording, "--image", PORTRAIT, "--out", recording, "--overwrite") == 2
+    assert "input" in capsys.readouterr().err and recording.read_bytes() == made.read_bytes()
+
+
+def test_an_existing_result_is_one_plain_sentence(short: Path, made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--audio", short, "--image", PORTRAIT, "--out", made) == 2
+    said = capsys.readouterr().err.strip()
+    assert said == f"error: {made} exists already: choose another name, or allow it with --overwrite."
+
+
+def test_a_terminated_run_leaves_nothing(tmp_path: Path) -> None:
+    sound = tmp_path / "long.wav"
+    soundfile.write(sound, np.resize(read_audio(SPEECH), 16_000 * 300), 16_000)
+    command = [sys.executable, str(ROOT / "generate.py"), "--audio", str(sound), "--image", str(PORTRAIT)]
+    with subprocess.Popen([*command, "--out", str(tmp_path / "o.mp4")], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "stage two" in line:
+                break
+        process.terminate()
+        process.stderr.read()
+        assert process.wait(60) == 130
+    assert [path.name for path in tmp_path.iterdir()] == ["long.wav"]
+
+
 def test_it_runs_as_a_program_from_another_folder(short: Path, tmp_path: Path) -> None:
     command = [
         sys.executable,

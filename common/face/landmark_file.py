@@ -13,7 +13,7 @@ from common.face.model import FaceModel
 from common.face.pos import flip_image
 from common.files import check_input
 
-_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
+_NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 _MAX_BYTES = 1_000_000
 
 
@@ -31,8 +31,10 @@ def read_landmarks(path: Path) -> np.ndarray:
         points = _parse(path)
     except (OSError, ValueError, TypeError, KeyError, EOFError, OverflowError, RecursionError) as error:
         raise InputError(f"can't read landmarks from {path}: {wanted}.") from error
+    if points.shape == (68, 3) and (np.diff(points[:, 0]) == 1).all():
+        points = points[:, 1:]  # a first column that counts the points
     if points.shape not in {(68, 2), (68, 3)} or not np.isfinite(points).all():
-        raise InputError(f"{path} holds numbers of shape {list(points.shape)}: {wanted}.")
+        raise InputError(f"{path} holds numbers of shape {list(points.shape)}, or some that are not finite: {wanted}.")
     return points.astype(np.float32)
 
 
@@ -55,6 +57,13 @@ def check_landmarks(points: np.ndarray, path: Path, width: int, height: int) -> 
     """Raise InputError unless the points [68, 2 or 3] can be a face of a picture of that size."""
     low, high = points[:, :2].min(0), points[:, :2].max(0)
     eyes = points[36:42, :2].mean(0) - points[42:48, :2].mean(0)
+    down = points[48:68, :2].mean(0) - (points[36:48, :2]).mean(0)
+    is_upright = down[1] > 0 and -eyes[0] * down[1] + eyes[1] * down[0] > 0.1 * float(np.hypot(*eyes) * np.hypot(*down))
+    if not is_upright:
+        raise InputError(
+            f"{path} does not describe an upright face: eyes must lie above the mouth, the eye at the picture's "
+            "left first (iBUG order; pixels, x to the right, y down)."
+        )
     if (high < 0).any() or (low > (width, height)).any() or (high - low).max() < 12 or np.hypot(*eyes) < 2:
         raise InputError(
             f"{path} does not describe a face in this picture of {width}x{height} pixels: its points span x "

@@ -17,7 +17,7 @@ from common.face.pos import Pose, euler_rad, from_euler_rad
 from common.media import read_picture
 from common.motion import Motion
 from m2v.drive import drive, hold_back
-from m2v.preview import WarpRenderer
+from m2v.preview import LIMITS, WarpRenderer
 
 PORTRAIT = Path(__file__).parents[2] / "examples" / "portrait.jpg"
 
@@ -68,6 +68,17 @@ def test_large_turns_are_held_back_and_small_ones_are_not() -> None:
     assert torch.allclose(given[:3], asked[:3], atol=1e-5)
     assert (given.diff() > 0).all() and given.max() <= math.radians(18.001)
     assert torch.equal(hold_back(from_euler_rad(angles), math.inf), from_euler_rad(angles))
+
+
+def test_a_head_that_walks_out_of_the_picture_is_held_back(reference: ReferencePicture) -> None:
+    motion, mean = still(reference, 60), FaceModel.builtin().mean
+    away = torch.arange(60.0)[:, None] * torch.tensor([20.0, 0.0])
+    pose = Pose(motion.pose.scale * 1.1 ** torch.arange(60), motion.pose.rotation, motion.pose.translation + away)
+    walking = replace(motion, pose=pose, reference=motion.rest)
+    landmarks = drive(walking, reference, mean, LIMITS)
+    size = (reference.landmarks[:, :2].amax(0) - reference.landmarks[:, :2].amin(0)).max()
+    moved = (landmarks[..., :2] - reference.landmarks[:, :2]).norm(dim=-1)
+    assert moved.max() < 0.7 * size and torch.allclose(landmarks[0], reference.landmarks, atol=1e-3)
 
 
 def test_an_opened_mouth_is_dark_inside_and_the_border_stays(reference: ReferencePicture) -> None:

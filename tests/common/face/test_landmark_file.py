@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from common.errors import InputError
-from common.face.landmark_file import read_landmarks, with_depth
+from common.face.landmark_file import check_landmarks, read_landmarks, with_depth
 from common.face.model import FaceModel
 
 POINTS = np.random.default_rng(0).uniform(-5, 4000, (68, 3)).round(3)
@@ -58,3 +58,18 @@ def test_flat_landmarks_get_depth_and_keep_their_place() -> None:
     wanted = -scale * (mean[:, 2] - mean[:, 2].mean())  # negative towards the camera
     assert np.corrcoef(points[:, 2], wanted)[0, 1] > 0.99
     assert with_depth(points, 600, FaceModel.builtin()) is points
+
+
+def test_a_column_that_counts_the_points_is_left_out(tmp_path: Path) -> None:
+    for first in (0, 1):
+        np.savetxt(tmp_path / "numbered.csv", np.c_[np.arange(first, first + 68), POINTS[:, :2]], delimiter=",")
+        assert np.allclose(read_landmarks(tmp_path / "numbered.csv"), POINTS[:, :2], rtol=1e-6)
+
+
+def test_points_upside_down_mirrored_or_on_a_line_are_no_face() -> None:
+    mean = FaceModel.builtin().mean.numpy()
+    face = np.stack([200 + 60 * mean[:, 0], 300 - 60 * mean[:, 1]], axis=1)
+    check_landmarks(face, Path("face.txt"), 400, 600)
+    for wrong in (face * [1, -1] + [0, 600], face * [-1, 1] + [400, 0], face * [1, 0] + [0, 300]):
+        with pytest.raises(InputError, match=r"face\.txt"):
+            check_landmarks(wrong, Path("face.txt"), 400, 600)
