@@ -32,7 +32,7 @@ Item = TypeVar("Item")
 
 POSES = ("natural", "still")
 RENDERERS = ("mcvdm", "warp")
-OPEN_MOUTH, TURNED_RAD = 0.12, 0.6  # a picture beyond these deserves a note
+OPEN_MOUTH, TURNED_RAD = 0.15, 0.6  # a picture beyond these deserves a note
 FLAG_OVERRIDES = {"seed": "seed", "steps": "steps", "device": "device", "pose": "pose", "renderer": "m2v"}
 
 
@@ -315,9 +315,7 @@ def read_reference(args: argparse.Namespace) -> "ReferencePicture":
         picture = read_picture(path)
         references.append(ReferencePicture.of(picture, find_landmarks(args, path, picture), model))
         if references[-1].opening > OPEN_MOUTH:
-            say(
-                f"note: the mouth in {path} is open, which ends in squeezed teeth: one with a closed mouth looks better"
-            )
+            say(f"note: the mouth in {path} is open: one with a closed mouth looks better")
         if references[-1].turn_rad > TURNED_RAD:
             say(f"note: the head in {path} is turned far to the side: a frontal picture looks better")
     chosen = min(range(len(references)), key=lambda k: references[k].opening + references[k].turn_rad)

@@ -22,7 +22,7 @@ from m2v.drive import Limits
 BATCH = 16  # frames warped at once
 UPPER_INNER, LOWER_INNER = (60, 61, 62, 63, 64), (64, 65, 66, 67, 60)  # corner to corner
 # From the picture; beyond, the far cheek folds over and the border is dragged in.
-LIMITS = Limits(turn_rad=math.radians(18), shift=0.3, log_zoom=0.2)
+LIMITS = Limits(turn_rad=math.radians(18), shift=0.35, log_zoom=0.3)
 TEETH = 0.085  # how much of the upper teeth can show at most, in distances of the eyes' centres
 CHEEKS = (2, 3, 13, 14)  # skin around the nose is found between these and the nose
 
@@ -88,7 +88,7 @@ class WarpRenderer:
         upper, lower = points[list(UPPER_INNER)], points[list(LOWER_INNER)]
         tongue_height = 0.5 * max(0.0, opening - 0.1) * self.eye_distance  # it lies low: a small gap does not show it
         polygon(np.concatenate([lower, lower[::-1] - tongue_height * down]), tongue)
-        drop = min(0.4 * opening, TEETH) * self.eye_distance * np.array([0.35, 0.95, 1.0, 0.95, 0.35])
+        drop = min(0.4 * opening, TEETH) * self.eye_distance * np.array([0.1, 0.85, 1.0, 0.85, 0.1])
         polygon(np.concatenate([upper - 2 * down, (upper + drop[:, None] * down)[::-1]]), teeth)
         canvas = canvas.filter(ImageFilter.GaussianBlur(0.9 * zoom))
         small = np.asarray(canvas.resize((x1 - x0, y1 - y0), Image.Resampling.BOX), np.float32)
@@ -105,7 +105,7 @@ def _mouth_colours(picture: np.ndarray, points: np.ndarray) -> tuple[np.ndarray,
     lips = _colour_at(picture, (points[[50, 51, 52, 56, 57, 58]] + points[[61, 62, 63, 65, 66, 67]]) / 2)
     light = float(skin @ [0.299, 0.587, 0.114])
     # White, in the light that the skin is in: less coloured than the skin itself.
-    teeth = min(0.95 * light + 5, 210.0) * (skin / max(light, 1.0)) ** 0.5
+    teeth = min(0.95 * light + 5, 210.0) * (skin / max(light, 1.0)) ** 0.35
     dark, tongue, teeth = np.stack([0.2 * lips, 0.5 * lips, teeth]).clip(0, 255).astype(np.uint8)
     return dark, tongue, teeth
 
