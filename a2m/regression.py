@@ -31,7 +31,7 @@ from common.face.model import LIP_STREAM
 
 WEIGHTS = "small/a2m_regression"
 PREFIX = "mouth."  # of this module's tensors in the file that it shares with the head's prior
-_CLAMP = (-6.0, 4.0)  # 10 dB; digital silence is nothing that training has seen
+MEL_RANGE = (-6.0, 4.0)  # 10 dB; digital silence is nothing that training has seen
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Regression(nn.Module):
 
     def forward(self, mel: Tensor) -> Tensor:
         """mel [B, T, 4, 64] relative to the voice's mean, in 10 dB -> coefficients [B, T, K + 1]."""
-        features = rearrange(mel.clamp(*_CLAMP), "b t column mel -> b t (column mel)")
+        features = rearrange(mel.clamp(*MEL_RANGE), "b t column mel -> b t (column mel)")
         predicted = torch.stack([member(features) for member in self.members]).mean(dim=0)
         return predicted * self.std + self.mean
 

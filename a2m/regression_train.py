@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from a2m.data import Clip, crops, person_shares
-from a2m.regression import Member, Regression, RegressionConfig
+from a2m.regression import MEL_RANGE, Member, Regression, RegressionConfig
 from common.face.model import LIP_STREAM
 
 log = logging.getLogger(__name__)
@@ -118,7 +118,7 @@ def train_member(
                 group["lr"] = rate
             length = (28, 50, 75)[int(torch.randint(3, (1,), generator=generator))]
             mel, target, mask = crops(clips, targets, shares, options.batch, length, generator)
-            predicted = member(mel.clamp(-6, 4).flatten(2)) * model.std + model.mean
+            predicted = member(mel.clamp(*MEL_RANGE).flatten(2)) * model.std + model.mean
             value = loss(predicted, target, mask, gap_weights, model.std, options)
             optimizer.zero_grad()
             value.backward()

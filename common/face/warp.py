@@ -16,7 +16,6 @@ from torch import Tensor
 
 from common.face.model import INNER_LIP, N_POINTS
 
-N_ANCHORS = 16
 _SMOOTH_PX = 2.0  # bending is regularised as if landmarks closer than this were one place
 _JACOBIAN_STEP_PX = 4  # finer steps would only see the seams of the coarse grid
 
