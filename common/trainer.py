@@ -99,7 +99,7 @@ class TrainConfig:
 def train(task: Task, run_dir: Path, config: TrainConfig) -> nn.Module:
     """Train to the end, going on from run_dir's checkpoint if there is one; returns the EMA.
 
-    run_dir gets checkpoint.pt (all that a run needs to go on), weights/ (the EMA), samples/, log.jsonl and tensorboard/.
+    run_dir gets checkpoint.pt (all a run needs to go on), weights/ (the EMA), samples/, log.jsonl and tensorboard/.
     SIGTERM and Ctrl-C write a checkpoint, then raise KeyboardInterrupt. Raises InputError, in one sentence, where the
     config or the checkpoint does not fit, or the loss stops being finite.
     """
@@ -423,7 +423,7 @@ class Record:
             kept = "its last checkpoint is untouched" if (run_dir / CHECKPOINT_NAME).exists() else "nothing was saved"
             raise InputError(
                 f"The gradient was not finite for {self.n_bad_in_a_row} steps in a row (sums of the terms: {terms}), "
-                f"so the training in {run_dir} stopped and {kept}: lower train.learning_rate, or try train.precision=no."
+                f"so the run in {run_dir} stopped and {kept}: lower train.learning_rate, or try train.precision=no."
             )
 
     def write(self, accelerator: Accelerator, step: int, figures: Mapping[str, float]) -> None:
