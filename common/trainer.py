@@ -229,7 +229,11 @@ def make_batches(
         )
         yield from loader
         return
-    with ThreadPoolExecutor(1, "batches") as thread:
+    n_threads = torch.get_num_threads()
+    # Batches are made on one core, so that they don't wait for the step's threads, nor these for them.
+    with ThreadPoolExecutor(1, "batches", initializer=torch.set_num_threads, initargs=(1,)) as thread:
+        thread.submit(torch.get_num_threads).result()  # it has started; matrix products take the last setting anywhere:
+        torch.set_num_threads(n_threads)
 
         def submit() -> Any:
             return thread.submit(lambda these: default_collate([dataset[n] for n in these]), next(numbers))
