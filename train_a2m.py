@@ -1,0 +1,37 @@
+"""Train stage one, speech to motion (AToM-Net):
+
+    uv run --extra train train_a2m.py data=DIR out=runs/a2m
+    uv run --extra train accelerate launch train_a2m.py data=DIR out=runs/a2m model=paper
+
+The same command again goes on where the run in `out` stopped. conf/train/a2m holds what can be set (train.minutes=60,
+init=small to start from the built-in weights); the result is `out`/weights.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from a2m.model import AToMConfig
+from a2m.training import DataConfig, setup
+from common.command import compose, open_run, run
+from common.trainer import TrainConfig, train
+
+
+@dataclass
+class TrainA2MConfig:
+    data: str = "???"  # folder with index.csv, clips/ and tracks/
+    out: str = "???"  # folder of the run
+    init: str = ""  # weights to start from: "small" (built in), a folder, a hub id; "": none
+    model: AToMConfig = field(default_factory=AToMConfig)
+    options: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+def main(overrides: list[str]) -> None:
+    config = compose("a2m", TrainA2MConfig, overrides)
+    open_run(Path(config.out), config, lasting=("model", "options"))
+    task = setup(Path(config.data), config.model, config.options, config.init, config.train.seed)
+    train(task, Path(config.out), config.train)
+
+
+if __name__ == "__main__":
+    run(main)
