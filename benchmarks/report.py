@@ -1,14 +1,18 @@
 """What every benchmark shares: rows of the data's index, means and their spread over persons, Markdown tables."""
 
 import csv
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from common.errors import InputError
 from common.files import check_input
+
+FEW = 10  # persons
 
 
 def run_main(main: Callable[[], None]) -> None:
@@ -49,7 +53,80 @@ def interval(
     return float(np.quantile(draws, 0.025)), float(np.quantile(draws, 0.975))
 
 
+def estimate(values: Sequence[float], persons: Sequence[str], is_ratio: bool = False) -> str:
+    """Mean over persons and its 95 % interval, with the digits that the interval allows and no more.
+
+    is_ratio: the geometric mean of positive ratios. Values that are not finite (nothing to measure in that clip) are
+    left out. One person has no interval, and few have one that says little: then two digits must do.
+    """
+    known = [(float(value), person) for value, person in zip(values, persons, strict=True) if np.isfinite(value)]
+    if is_ratio:
+        known = [(math.log(value), person) for value, person in known if value > 0]
+    if not known:
+        return "–"
+    kept, of = [value for value, _ in known], [person for _, person in known]
+    bounds = [float(by_person(kept, of).mean()), *interval(kept, of)]
+    mean, low, high = np.exp(bounds) if is_ratio else bounds
+    half = (high - low) / 2
+    if len(set(of)) < FEW:
+        half = max(half, 0.05 * abs(mean))
+    if high - low < 1e-9:
+        return _digits(mean, half)
+    return f"{_digits(mean, half)} ({_digits(low, half)} to {_digits(high, half)})"
+
+
+def _digits(value: float, half_width: float) -> str:
+    """A half width of 0.3 to 3 allows one decimal, of 0.03 to 0.3 two, ...; none at all is a constant."""
+    n_decimals = 0 if half_width < 1e-9 else max(0, math.ceil(-math.log10(half_width / 3)))
+    text = f"{value:.{n_decimals}f}"
+    return text.removeprefix("-") if not float(text) else text
+
+
 def markdown(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A Markdown table."""
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     return "\n".join(lines + ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows])
+
+
+@dataclass(frozen=True)
+class Column:
+    """field: of a clip's scores. is_ratio: 1 is real; means are geometric, and differences are of |ln ratio|."""
+
+    title: str
+    field: str
+    is_ratio: bool = False
+
+
+def table(
+    columns: Sequence[Column],
+    values: Mapping[str, Sequence[object]],
+    pairs: Sequence[tuple[str, str]],
+    persons: Sequence[str],
+) -> str:
+    """A row for each method, then one for each pair: the first less the second.
+
+    values: method -> the scores of each clip, in the order of persons.
+    """
+    rows: list[list[object]] = []
+    for name, scores in values.items():
+        rows.append([name, *(estimate(_field(scores, c), persons, c.is_ratio) for c in columns)])
+    for one, other in pairs:
+        cells = [estimate(differences(c, values[one], values[other]), persons) for c in columns]
+        rows.append([f"{one} − {other}", *cells])
+    return markdown(["", *(column.title for column in columns)], rows)
+
+
+def differences(column: Column, one: Sequence[object], other: Sequence[object]) -> list[float]:
+    """Clip by clip. Of ratios |ln one| - |ln other|: below 0 the first is nearer to the real one."""
+    a, b = _field(one, column), _field(other, column)
+    if column.is_ratio:
+        a, b = ([abs(math.log(max(value, 0.01))) for value in values] for values in (a, b))
+    return [x - y for x, y in zip(a, b, strict=True)]
+
+
+def _field(scores: Sequence[object], column: Column) -> list[float]:
+    return [float(getattr(each, column.field)) for each in scores]
+
+
+def count(persons: Sequence[str]) -> str:
+    return f"{len(persons)} clips, {len(set(persons))} person labels"

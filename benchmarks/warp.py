@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from benchmarks.report import by_person, clips, interval, is_word, markdown, run_main
 from common.face.fit import frontalise
 from common.face.framing import ReferencePicture, frame_face
 from common.face.model import FaceModel
 from common.media import VideoReader
+from common.metrics.image import mouth_box, psnr, ssim
 from common.motion import Motion
 from m2v.drive import drive
 from m2v.preview import LIMITS, WarpRenderer
@@ -29,7 +29,6 @@ METHODS = (
     "exact − repeated",
     "through a Motion − repeated",
 )
-MOUTH_MARGIN = 0.35  # of the mouth's width, on every side of the lips' box
 
 
 def main() -> None:
@@ -84,19 +83,8 @@ def measure(data_dir: Path, row: dict[str, str], every: int) -> np.ndarray | Non
     return np.mean(scores, axis=0)
 
 
-def mouth_box(landmarks: np.ndarray, size_px: int) -> tuple[slice, slice]:
-    """Rows and columns around the lips of landmarks [68, 2 or 3]; at least 16 pixels each."""
-    low, high = landmarks[48:68, :2].min(0), landmarks[48:68, :2].max(0)
-    middle = (low + high) / 2
-    half = np.maximum((high - low) / 2 + MOUTH_MARGIN * (high[0] - low[0]), 8)
-    x0, y0 = np.clip(middle - half, 0, size_px - 16).astype(int)
-    x1, y1 = np.clip(middle + half, 16, size_px).astype(int)
-    return slice(y0, max(y1, y0 + 16)), slice(x0, max(x1, x0 + 16))
-
-
 def _score(picture: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
-    psnr = peak_signal_noise_ratio(truth, picture, data_range=255)
-    return float(psnr), float(structural_similarity(truth, picture, channel_axis=2, data_range=255))
+    return psnr(picture, truth), ssim(picture, truth)
 
 
 if __name__ == "__main__":

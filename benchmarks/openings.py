@@ -1,0 +1,101 @@
+"""Forecasts of the mouth's opening from the voice, and how good they are: what the tables of stage one share.
+
+A forecast is [n, T], n samples of a clip's course, in units of the eyes' distance; one that makes no samples has n = 1.
+Only the course about its mean is judged: how far open a mouth is on average is seen in the picture.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from einops import reduce
+from torch import Tensor
+
+from a2m.data import Clip
+from a2m.regression import WEIGHTS, Regression
+from benchmarks.regression import regression
+from benchmarks.report import Column
+from common.face.model import FaceModel
+from common.metrics.motion import amplitude_ratio, centred, correlation, energy_score, error_by_still, rescaled
+
+Forecast = Callable[[Clip], Tensor]
+
+STILL, RETRIEVED = "mouth held still", "nearest training speech"
+REGRESSION, RESTORED, FULL = "regression", "regression, variance restored", "regression, told the amplitude"
+
+
+@dataclass(frozen=True)
+class Score:
+    """One forecast of one clip; see common.metrics.motion. Of samples, the first three are the means over them."""
+
+    correlation: float
+    amplitude: float
+    error: float
+    energy: float  # thousandths of the eyes' distance
+
+
+COLUMNS = (
+    Column("correlation", "correlation"),
+    Column("amplitude", "amplitude"),
+    Column("error / still", "error"),
+    Column("energy score", "energy"),
+)
+
+
+def score(forecast: Tensor, real: Tensor) -> Score:
+    """forecast: [n, T]; real: [T]."""
+    each = [(correlation(x, real), amplitude_ratio(x, real), error_by_still(x, real)) for x in forecast]
+    follows, amplitude, error = torch.tensor(each, dtype=torch.float64).mean(dim=0).tolist()
+    return Score(follows, amplitude, error, 1000 * energy_score(centred(forecast), centred(real)))
+
+
+def baselines(train_clips: Sequence[Clip], face_model: FaceModel) -> dict[str, Forecast]:
+    """What a sampler must beat. "Variance restored" is what `a2m=regression` shows; "told the amplitude" takes the
+
+    real clip's, which nobody has: the regression at its liveliest. Retrieval is left out without training clips.
+    """
+    model = Regression.from_pretrained(WEIGHTS)
+    raw, restored = (regression(model, is_stretched, face_model) for is_stretched in (False, True))
+    forecasts: dict[str, Forecast] = {STILL: lambda clip: torch.zeros(1, len(clip.opening))}
+    if train_clips:
+        forecasts[RETRIEVED] = Retrieval(train_clips)
+    forecasts[REGRESSION] = lambda clip: raw(clip)[None]
+    forecasts[RESTORED] = lambda clip: restored(clip)[None]
+    forecasts[FULL] = lambda clip: rescaled(raw(clip), clip.opening)[None]
+    return forecasts
+
+
+class Retrieval:
+    """The mouth of the training speech that sounds most alike, window by window, cross-faded."""
+
+    window, step = 20, 10  # frames
+    train_step = 2
+
+    def __init__(self, clips: Sequence[Clip]) -> None:
+        features, openings = [], []
+        for clip in clips:
+            sounds, opening = self._sounds(clip), centred(clip.opening)
+            for first in range(0, len(opening) - self.window + 1, self.train_step):
+                features.append(sounds[first : first + self.window].flatten())
+                openings.append(opening[first : first + self.window])
+        self.features, self.openings = torch.stack(features), torch.stack(openings)
+        self.squares = self.features.square().sum(dim=1)
+
+    def __call__(self, clip: Clip) -> Tensor:
+        sounds, T = self._sounds(clip), len(clip.mel)
+        firsts = sorted({*range(0, max(1, T - self.window), self.step), max(0, T - self.window)})
+        sounds = torch.nn.functional.pad(sounds, (0, 0, 0, max(0, self.window - T)))
+        queries = torch.stack([sounds[first : first + self.window].flatten() for first in firsts])
+        nearest = (self.squares - 2 * queries @ self.features.T).argmin(dim=1)
+        fade = torch.arange(1, self.window + 1).minimum(torch.arange(self.window, 0, -1)).float()
+        total, weight = torch.zeros(T + self.window), torch.zeros(T + self.window)
+        for first, k in zip(firsts, nearest.tolist(), strict=True):
+            total[first : first + self.window] += fade * self.openings[k]
+            weight[first : first + self.window] += fade
+        return (total[:T] / weight[:T])[None]
+
+    @staticmethod
+    def _sounds(clip: Clip) -> Tensor:
+        """Features [T, 32]: two columns of 16 bands a frame, relative to the voice's mean spectrum."""
+        mel = (clip.mel - clip.mel_mean).clamp(-4, 4)
+        return reduce(mel, "t (column two) (band four) -> t (column band)", "mean", two=2, four=4)
