@@ -125,6 +125,8 @@ def train(task: Task, run_dir: Path, config: TrainConfig) -> nn.Module:
     n_per_step = config.batch_size * config.n_accumulate * world
     if is_main:
         run_dir.mkdir(parents=True, exist_ok=True)
+        for left in run_dir.glob(f".{Path(CHECKPOINT_NAME).stem}.*.part.pt"):  # by a run killed while it wrote one
+            left.unlink()
         n_parameters = sum(p.numel() for p in trained)
         what = f"{n_parameters / 1e6:.2f} M parameters, {n_per_step} samples a step on {world} x {device.type}"
         goes_on = f"goes on from step {step}" if step else "starts"
