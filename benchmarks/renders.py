@@ -1,6 +1,7 @@
 """Scenes of real video and how well a renderer makes them again: what the tables of stage two share.
 
 A scene is driven by the clip's own track, exact and absolute; the reference picture is the clip's first valid frame.
+Judged are frames in which the whole face is seen and not turned far from the reference's pose.
 """
 
 import math
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.report import Column, clips, is_word
+from common.face.fit import frontalise
 from common.face.framing import ReferencePicture, frame_face
 from common.face.model import LIPS, FaceModel
 from common.media import VideoReader
@@ -37,6 +39,7 @@ from m2v.preview import WarpRenderer
 Render = Callable[[ReferencePicture, Tensor, np.ndarray], np.ndarray]
 
 MOST_PSNR = 60.0  # dB: a frame that is exactly the real one would make every mean infinite
+LEAST_FRAMES, MOST_TURN_DEG, EDGE_PX = 8, 25.0, 8
 REAL = "real frames"
 OPEN_PX = 40  # pixels between the lips, below which nothing is seen of the mouth's inside
 
@@ -45,7 +48,7 @@ OPEN_PX = 40  # pixels between the lips, below which nothing is seen of the mout
 class Scene:
     """landmarks: float32 [T, 68, 3] in pixels of the reference; frames: uint8 [T, H, W, 3]; valid: bool [T], where
 
-    the tracker saw the face (elsewhere landmarks are interpolated, and nothing is measured).
+    results are judged: see `judged_frames`.
     """
 
     name: str
@@ -107,29 +110,51 @@ def read_scenes(data_dir: Path, split: str, clips_per_person: int, max_frames: i
 
 
 def read_scene(data_dir: Path, row: dict[str, str], max_frames: int, model: FaceModel) -> Scene | None:
-    """One clip; None where fewer than two frames beside the reference show a face."""
+    """One clip; None where hardly a frame beside the reference can be judged."""
     with np.load(data_dir / "tracks" / f"{row['clip_id']}.npz") as track:
         valid, landmarks = track["valid"], track["landmarks"].astype(np.float32)
     with VideoReader(data_dir / "clips" / f"{row['clip_id']}.mp4") as video:
         frames = [frame for _, frame in video][: len(valid)]
     first = int(np.flatnonzero(valid)[0])
-    n_after = len(frames) - first - 1
-    n = min(max_frames, n_after)
-    start = first + 1 + (n_after - n) // 2
-    part = slice(start, start + n)
-    if valid[part].sum() < 2:
-        return None
     height, width = frames[first].shape[:2]
     crop = frame_face(landmarks[first], width, height)  # small faces are cut out, here as in the reference
+    reference = ReferencePicture.of(frames[first], landmarks[first], model)
+    points = crop.points(landmarks)
+    judged = valid & judged_frames(points, reference, model)
+    part = best_part(judged, first + 1, max_frames)
+    if judged[part].sum() < LEAST_FRAMES:
+        return None
     return Scene(
         name=row["clip_id"],
         person=row["person"],
         is_word=is_word(row),
-        reference=ReferencePicture.of(frames[first], landmarks[first], model),
-        landmarks=torch.from_numpy(crop.points(landmarks[part])),
+        reference=reference,
+        landmarks=torch.from_numpy(points[part]),
         frames=np.stack([crop.cut(frame) for frame in frames[part]]),
-        valid=valid[part],
+        valid=judged[part],
     )
+
+
+def judged_frames(points: np.ndarray, reference: ReferencePicture, model: FaceModel) -> np.ndarray:
+    """Where landmarks [T, 68, 3] lie in the picture, or just outside, and the head is turned by less than
+
+    `MOST_TURN_DEG` from the reference's pose: bool [T]. No renderer here is asked for the far side of a head.
+    """
+    size = reference.picture.shape[0]
+    is_inside = ((points[..., :2] >= -EDGE_PX) & (points[..., :2] < size + EDGE_PX)).all(axis=(1, 2))
+    _, pose = frontalise(torch.from_numpy(points), size, model)
+    turn = pose.rotation @ reference.pose.rotation.mT
+    cosine = ((turn.diagonal(dim1=1, dim2=2).sum(dim=1) - 1) / 2).clamp(-1, 1)
+    return is_inside & (cosine.acos().rad2deg() <= MOST_TURN_DEG).numpy()
+
+
+def best_part(judged: np.ndarray, first: int, n_frames: int) -> slice:
+    """Of all parts of n_frames from frame `first` on, the one with the most judged frames; of those the middlemost."""
+    n = min(n_frames, len(judged) - first)
+    sums = np.convolve(judged[first:], np.ones(n), "valid")
+    best = np.flatnonzero(sums == sums.max())
+    start = first + int(best[np.abs(best - (len(sums) - 1) / 2).argmin()])
+    return slice(start, start + n)
 
 
 # ---- renderers ------------------------------------------------------------------------------------------------------
