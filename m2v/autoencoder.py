@@ -1,0 +1,144 @@
+"""The conditional tri-plane autoencoder: a clip to three planes that hold what its conditions do not tell, and back.
+
+E(x, conditions) -> planes; D(planes, conditions) -> clip. The decoder sees the conditions at two scales, so the
+planes need not say what the reference picture shows; they are *residual*: planes of zeros decode to the best single
+guess (a regression), and in training they are zeroed now and then to keep it so. They are bounded and noised, which
+limits what they can say. Every pixel of the result is a blend of three: what the decoder paints, the warped reference,
+and the reference as it stands still (backgrounds).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+from common.triplane import TriPlane, unpack
+from m2v.condition import Conditions
+from m2v.layers import PixelNorm, PlanePool, PlaneSpread, Up, residuals
+
+FACTOR = 8  # pixels of a frame per row or column of a plane
+PATCH = 4  # pixels of a frame per row or column of the finer features
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """Widths at a quarter and an eighth of the frame's side."""
+
+    widths: tuple[int, int] = (64, 160)
+    plane_channels: int = 8
+    plane_width: int = 64  # channels pooled into each plane, before its head
+    n_blocks: tuple[int, int] = (3, 2)  # residual blocks at each scale of the decoder's way up
+    plane_noise: float = 0.1  # standard deviation added in training to planes in -1..1
+
+    def __post_init__(self) -> None:
+        for name in ("widths", "n_blocks"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON and OmegaConf bring lists
+
+
+class Autoencoder(nn.Module):
+    """Clips [B, 3, S, H, W] in [-1, 1]; H and W multiples of 8 (of 32 with the small denoiser).
+
+    Convolutions begin at a quarter of the side: CPUs do wide, small ones at several times the rate of thin, large ones.
+    """
+
+    def __init__(self, config: AutoencoderConfig = AutoencoderConfig()) -> None:
+        super().__init__()
+        self.config = config
+        w1, w2 = config.widths
+        b1, b2 = config.n_blocks
+        # Conditions at two scales: of 4x4 pixels warped, reference and inner, of 2x2 what is given at half the side.
+        self.look1 = nn.Sequential(nn.Conv2d(PATCH**2 * 7 + 4 * 4, w1, 3, padding=1), *residuals(w1, 2))
+        self.look2 = nn.Sequential(nn.Conv2d(w1, w2, 3, stride=2, padding=1), *residuals(w2, 2))
+        # The encoder: the clip and its difference to the warp; the conditions' own features join at the coarser scale.
+        self.see1 = nn.Sequential(nn.Conv2d(PATCH**2 * 6, w1, 3, padding=1), *residuals(w1, 2))
+        self.see2 = nn.Sequential(nn.Conv2d(w1, w2, 3, stride=2, padding=1), *residuals(w2, 1))
+        self.join = nn.Sequential(nn.Conv2d(2 * w2, w2, 1), *residuals(w2, 1), PixelNorm(w2))
+        self.pool = PlanePool(w2, config.plane_width, config.plane_channels)
+        # The decoder.
+        self.spread = PlaneSpread(config.plane_channels, w2)
+        self.middle = residuals(w2, b2)
+        self.up, self.fuse, self.blocks = Up(w2, w1), nn.Conv2d(2 * w1, w1, 1), residuals(w1, b1)
+        self.head = nn.Sequential(PixelNorm(w1), nn.SiLU(), nn.Conv2d(w1, PATCH**2 * 6, 3, padding=1))
+        self.to(memory_format=torch.channels_last)
+
+    def look(self, conditions: Conditions) -> list[Tensor]:
+        """Features of the conditions at a quarter and an eighth of the side: [B S, C, ., .]."""
+        c = conditions
+        n_frames = c.warped.shape[1]
+        still = repeat(F.pixel_unshuffle(c.reference, PATCH), "b c h w -> (b s) c h w", s=n_frames)
+        shown = F.pixel_unshuffle(torch.cat([_flat(c.warped), _flat(c.inner)], dim=1), PATCH)
+        drawn = F.pixel_unshuffle(torch.cat([_flat(c.visible), _flat(c.maps)], dim=1), PATCH // 2)
+        features = [self.look1(_last(torch.cat([shown, still, drawn], dim=1)))]
+        features.append(self.look2(features[0]))
+        return features
+
+    def encode(self, clip: Tensor, conditions: Conditions, features: list[Tensor] | None = None) -> TriPlane:
+        """Clip [B, 3, S, H, W] -> planes in -1..1. features: `look(conditions)`, where it is at hand."""
+        features = features or self.look(conditions)
+        frames = rearrange(clip, "b c s h w -> (b s) c h w")
+        x = F.pixel_unshuffle(torch.cat([frames, frames - _flat(conditions.warped)], dim=1), PATCH)
+        x = self.see2(self.see1(_last(x)))
+        x = self.join(torch.cat([x, features[1]], dim=1))
+        return self.pool(rearrange(x, "(b s) c h w -> b s c h w", b=len(clip))).map(torch.tanh)
+
+    def decode(self, planes: TriPlane, conditions: Conditions, features: list[Tensor] | None = None) -> Tensor:
+        """Planes -> clip [B, 3, S, H, W] in about [-1, 1] (not clamped)."""
+        return self.blend(planes, conditions, features)[0]
+
+    def blend(
+        self, planes: TriPlane, conditions: Conditions, features: list[Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """As `decode`, and the shares of painted, warped and still in it, [B, 3, S, H, W], adding up to 1."""
+        fine, coarse = features or self.look(conditions)
+        n_clips = len(conditions.warped)
+        x = coarse + rearrange(self.spread(planes), "b s c h w -> (b s) c h w")
+        x = self.middle(_last(x))
+        x = self.blocks(self.fuse(torch.cat([self.up(x), fine], dim=1)))
+        painted, logits = F.pixel_shuffle(self.head(x), PATCH).float().chunk(2, dim=1)  # [B S, 3, H, W] each
+        painted, logits = (rearrange(part, "(b s) c h w -> b c s h w", b=n_clips) for part in (painted, logits))
+        # Nothing warped is known within the lips.
+        hidden = torch.zeros_like(logits)
+        hidden[:, 1] = rearrange(conditions.inner, "b s 1 h w -> b s h w")
+        shares = (logits - 20 * hidden).softmax(dim=1)
+        warped = rearrange(conditions.warped, "b s c h w -> b c s h w").float()
+        still = rearrange(conditions.reference, "b c h w -> b c 1 h w").float()
+        clip = shares[:, :1] * painted + shares[:, 1:2] * warped + shares[:, 2:] * still
+        return clip, shares
+
+    def forward(self, clip: Tensor, conditions: Conditions, noise: Tensor, keep: Tensor) -> tuple[Tensor, TriPlane]:
+        """One pass of training: clip -> (reconstruction, planes).
+
+        noise: standard normal, packed [B, C, L]; keep: [B, 2] of 0 or 1, whether the planes and whether the finer scale
+        of the conditions reach the decoder. Zeroed planes make it a regression; withheld skips, the planes' job.
+        """
+        features = self.look(conditions)
+        planes = self.encode(clip, conditions, features)
+        n_frames = clip.shape[2]
+        packed = planes.pack() + self.config.plane_noise * noise.to(planes.xy.dtype)
+        seen = unpack_like(packed * keep[:, :1, None].to(packed.dtype), planes)
+        skips = repeat(keep[:, 1], "b -> (b s) 1 1 1", s=n_frames).to(features[0].dtype)
+        return self.decode(seen, conditions, [features[0] * skips, features[1]]), planes
+
+    def zeros(self, conditions: Conditions) -> TriPlane:
+        """Planes that say nothing, of the size that goes with the conditions."""
+        n_clips, n_frames, _, height, width = conditions.warped.shape
+        h, w, c = height // FACTOR, width // FACTOR, self.config.plane_channels
+        new = conditions.warped.new_zeros
+        return TriPlane(new(n_clips, c, h, w), new(n_clips, c, n_frames, w), new(n_clips, c, n_frames, h))
+
+
+def unpack_like(packed: Tensor, planes: TriPlane) -> TriPlane:
+    """`common.triplane.unpack` to the sizes of other planes."""
+    return unpack(packed, planes.n_frames, planes.height, planes.width)
+
+
+def _flat(x: Tensor) -> Tensor:
+    return rearrange(x, "b s c h w -> (b s) c h w")
+
+
+def _last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,74 @@
+"""What stage two is told about each frame: the reference picture, warped and as it is, and the landmarks asked for.
+
+The autoencoder and the denoiser look at the same `Conditions`. Where the reference's mouth is closed nothing is known
+of its inside, and where it is open, that inside would leak into every frame: within the inner lips the warp is blank.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from common.face import warp
+from common.face.draw import landmark_map
+
+Window = tuple[int, int, int]  # first row, first column and side of a square part of the picture, multiples of 16
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Of a clip [B, S, ...] (or, without the B, of one clip). Pictures are in [-1, 1], masks and maps in 0..1.
+
+    reference: [B, 3, H, W]; warped: [B, S, 3, H, W], 0 within the lips; inner: [B, S, 1, H, W], within the lips;
+    visible: [B, S, 1, H/2, W/2], where the warp can be trusted; maps: [B, S, 3, H/2, W/2], the landmarks drawn.
+    """
+
+    reference: Tensor
+    warped: Tensor
+    inner: Tensor
+    visible: Tensor
+    maps: Tensor
+
+    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Conditions:
+        return Conditions(*(getattr(self, f.name).to(device, dtype) for f in fields(self)))
+
+    def __getitem__(self, which: slice) -> Conditions:
+        """A part of the batch."""
+        return Conditions(*(getattr(self, f.name)[which] for f in fields(self)))
+
+    def batched(self) -> Conditions:
+        """One clip as a batch of one."""
+        return Conditions(*(getattr(self, f.name)[None] for f in fields(self)))
+
+
+def build(picture: Tensor, source: Tensor, targets: Tensor, window: Window | None = None) -> Conditions:
+    """Conditions of one clip: picture [3, H, W] in [-1, 1], its landmarks [68, 2], those of the frames [S, 68, 2].
+
+    Points are in pixels, y down. window: only that part of the picture (training on crops).
+    """
+    height, width = picture.shape[-2:]
+    top, left, rows = window or (0, 0, height)
+    columns = rows if window else width
+    n_frames = len(targets)
+    grid = warp.backward_grid(source.expand(n_frames, -1, -1), targets, height, width)
+    inner = warp.inner_mouth_mask(targets, height, width)[..., top : top + rows, left : left + columns]
+    visible = warp.visibility(grid)[..., top : top + rows, left : left + columns]
+    warped = warp.apply(picture[None], grid[:, top : top + rows, left : left + columns])
+    return Conditions(
+        reference=picture[:, top : top + rows, left : left + columns],
+        warped=warped * (1 - inner),
+        inner=inner,
+        visible=F.avg_pool2d(visible, 2),
+        maps=draw(targets, window or (0, 0, height), columns),
+    )
+
+
+def draw(targets: Tensor, window: Window, columns: int) -> Tensor:
+    """Landmarks [S, 68, 2] drawn at half the size of a window `columns` wide: [S, 3, rows / 2, columns / 2]."""
+    top, left, rows = window
+    corner = targets.new_tensor([left, top])
+    halved = (targets[..., :2] - corner + 0.5) / 2 - 0.5  # pixel k covers k - 1/2 to k + 1/2
+    return landmark_map(halved, rows // 2, columns // 2, line_px=1.0)

@@ -1,0 +1,107 @@
+"""How far a decoded clip is from the real one: by pixel, by scale, as a network sees it; mouths count more."""
+
+from __future__ import annotations
+
+import copy
+import logging
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from common.face.detect import networks
+
+log = logging.getLogger(__name__)
+
+MOUTH_WEIGHT = 6.0  # of a pixel between the lips, against 1 far away
+N_BANDS = 3
+
+
+def mouth_weight(mouth: Tensor, height: int, width: int) -> Tensor:
+    """Weights of pixels [B, 1, S, H, W], mean 1; mouth [B, S, 4]: its centre, half its width and height, in pixels.
+
+    A bell that reaches half a mouth's width beyond the lips; at least 12 pixels, closed mouths are thin.
+    """
+    x = torch.arange(width, device=mouth.device, dtype=torch.float32)
+    y = torch.arange(height, device=mouth.device, dtype=torch.float32)
+    cx, cy, half_width, half_height = (part[..., None] for part in mouth.float().unbind(-1))  # [B, S, 1]
+    reach = 0.7 * half_width
+    across = torch.exp(-0.5 * ((x - cx) / (half_width * 0.6 + 0.5 * reach).clamp(min=6)) ** 2)  # [B, S, W]
+    down = torch.exp(-0.5 * ((y - cy) / (half_height * 0.6 + 0.5 * reach).clamp(min=6)) ** 2)
+    weight = 1 + (MOUTH_WEIGHT - 1) * down[..., :, None] * across[..., None, :]
+    return (weight / weight.mean(dim=(1, 2, 3), keepdim=True))[:, None]
+
+
+def charbonnier(pred: Tensor, real: Tensor, weight: Tensor, tiny: float = 1e-3) -> Tensor:
+    """A smooth L1 (Charbonnier et al. 1994): clips [B, 3, S, H, W], weight [B, 1, S, H, W] -> scalar."""
+    return (((pred - real).square() + tiny**2).sqrt() * weight).mean()
+
+
+def laplacian(pred: Tensor, real: Tensor, weight: Tensor, n_bands: int = N_BANDS) -> Tensor:
+    """L1 between the bands of Laplacian pyramids (Bojanowski et al. 2018), finest first, all counting alike."""
+    error = rearrange(pred - real, "b c s h w -> (b s) c h w")  # bands are linear: of the difference, once
+    weight = rearrange(weight, "b 1 s h w -> (b s) 1 h w")
+    total = error.new_zeros(())
+    for _ in range(n_bands):
+        smaller = F.avg_pool2d(error, 2)
+        band = error - F.interpolate(smaller, scale_factor=2, mode="bilinear", align_corners=False)
+        total = total + (band.abs() * weight).mean()
+        error, weight = smaller, F.avg_pool2d(weight, 2)
+    return total
+
+
+class LandmarkFeatures(nn.Module):
+    """L1 between what the first stages of our own landmark network make of both clips: eyes, lips, teeth, outlines."""
+
+    name = "landmark network"
+
+    def __init__(self) -> None:
+        super().__init__()
+        _, net = networks()
+        self.stages = nn.ModuleList([copy.deepcopy(net.stem), copy.deepcopy(net.down[0])])
+        self.eval().requires_grad_(False)
+
+    def forward(self, pred: Tensor, real: Tensor, weight: Tensor) -> Tensor:
+        """Clips [B, 3, S, H, W] in [-1, 1], weight [B, 1, S, H, W] -> scalar."""
+        a, b = (rearrange(clip, "b c s h w -> (b s) c h w") for clip in (pred, real))
+        weight = rearrange(weight, "b 1 s h w -> (b s) 1 h w")
+        total = a.new_zeros(())
+        for stage in self.stages:
+            a, b = stage(a), stage(b)
+            scale = b.float().abs().mean().detach() + 1e-3
+            small = F.adaptive_avg_pool2d(weight, a.shape[-2:])
+            total = total + ((a.float() - b.float()).abs() * small).mean() / scale
+        return total
+
+
+class Lpips(nn.Module):
+    """LPIPS (Zhang et al. 2018), as the paper's eq. 6 has it; its trunk is fetched on first use."""
+
+    name = "LPIPS"
+
+    def __init__(self) -> None:
+        super().__init__()
+        import lpips
+
+        self.net = lpips.LPIPS(net="vgg", verbose=False).eval().requires_grad_(False)
+
+    def forward(self, pred: Tensor, real: Tensor, weight: Tensor) -> Tensor:
+        a, b = (rearrange(clip, "b c s h w -> (b s) c h w") for clip in (pred, real))
+        return self.net(a, b).mean()
+
+
+def perceptual(name: str) -> nn.Module | None:
+    """`lpips`, `landmarks`, `none`, or `auto`: LPIPS where it is installed and its trunk can be had."""
+    if name == "none":
+        return None
+    if name in ("auto", "lpips"):
+        try:
+            return Lpips()
+        except (ImportError, OSError) as error:  # not installed; no network
+            if name == "lpips":
+                raise
+            log.info(
+                "perceptual loss: our landmark network (LPIPS can't be had: %s)", " ".join(str(error).split())[:80]
+            )
+    return LandmarkFeatures()
