@@ -9,13 +9,15 @@ and the reference as it stands still (backgrounds).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
+from common import weights
 from common.triplane import TriPlane, unpack
 from m2v.condition import Conditions
 from m2v.layers import PixelNorm, PlanePool, PlaneSpread, Up, residuals
@@ -67,7 +69,7 @@ class Autoencoder(nn.Module):
 
     def look(self, conditions: Conditions) -> list[Tensor]:
         """Features of the conditions at a quarter and an eighth of the side: [B S, C, ., .]."""
-        c = conditions
+        c = conditions.to(conditions.warped.device, compute_dtype(conditions.warped))
         n_frames = c.warped.shape[1]
         still = repeat(F.pixel_unshuffle(c.reference, PATCH), "b c h w -> (b s) c h w", s=n_frames)
         shown = F.pixel_unshuffle(torch.cat([_flat(c.warped), _flat(c.inner)], dim=1), PATCH)
@@ -79,8 +81,9 @@ class Autoencoder(nn.Module):
     def encode(self, clip: Tensor, conditions: Conditions, features: list[Tensor] | None = None) -> TriPlane:
         """Clip [B, 3, S, H, W] -> planes in -1..1. features: `look(conditions)`, where it is at hand."""
         features = features or self.look(conditions)
-        frames = rearrange(clip, "b c s h w -> (b s) c h w")
-        x = F.pixel_unshuffle(torch.cat([frames, frames - _flat(conditions.warped)], dim=1), PATCH)
+        dtype = compute_dtype(clip)
+        frames = rearrange(clip.to(dtype), "b c s h w -> (b s) c h w")
+        x = F.pixel_unshuffle(torch.cat([frames, frames - _flat(conditions.warped.to(dtype))], dim=1), PATCH)
         x = self.see2(self.see1(_last(x)))
         x = self.join(torch.cat([x, features[1]], dim=1))
         return self.pool(rearrange(x, "(b s) c h w -> b s c h w", b=len(clip))).map(torch.tanh)
@@ -136,9 +139,30 @@ def unpack_like(packed: Tensor, planes: TriPlane) -> TriPlane:
     return unpack(packed, planes.n_frames, planes.height, planes.width)
 
 
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """What convolutions of x compute in here: autocast's type, or its own."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
 def _flat(x: Tensor) -> Tensor:
     return rearrange(x, "b s c h w -> (b s) c h w")
 
 
 def _last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
+
+
+def save_autoencoder(model: nn.Module, folder: Path) -> None:
+    assert isinstance(model, Autoencoder)
+    weights.save(folder, model, {"format": "duet-m2v-autoencoder-1", "autoencoder": asdict(model.config)})
+
+
+def load_autoencoder(name: str | Path, config: AutoencoderConfig | None = None) -> Autoencoder:
+    """From weights; with `config`, only if they were made for it."""
+    state, stored = weights.from_pretrained(name)
+    if config is None:
+        config = AutoencoderConfig(**stored["autoencoder"])
+    model = Autoencoder(config)
+    weights.load_into(model, state, name)
+    return model.eval()

@@ -33,20 +33,23 @@ def mouth_weight(mouth: Tensor, height: int, width: int) -> Tensor:
     return (weight / weight.mean(dim=(1, 2, 3), keepdim=True))[:, None]
 
 
-def charbonnier(pred: Tensor, real: Tensor, weight: Tensor, tiny: float = 1e-3) -> Tensor:
-    """A smooth L1 (Charbonnier et al. 1994): clips [B, 3, S, H, W], weight [B, 1, S, H, W] -> scalar."""
-    return (((pred - real).square() + tiny**2).sqrt() * weight).mean()
+def charbonnier(error: Tensor, weight: Tensor, tiny: float = 1e-3) -> Tensor:
+    """A smooth L1 (Charbonnier et al. 1994) of an error [B, 3, S, H, W], weight [B, 1, S, H, W] -> scalar."""
+    return ((error.square() + tiny**2).sqrt() * weight).mean(dtype=torch.float32)
 
 
-def laplacian(pred: Tensor, real: Tensor, weight: Tensor, n_bands: int = N_BANDS) -> Tensor:
-    """L1 between the bands of Laplacian pyramids (Bojanowski et al. 2018), finest first, all counting alike."""
-    error = rearrange(pred - real, "b c s h w -> (b s) c h w")  # bands are linear: of the difference, once
+def laplacian(error: Tensor, weight: Tensor, n_bands: int = N_BANDS) -> Tensor:
+    """L1 between the bands of Laplacian pyramids (Bojanowski et al. 2018), finest first, all counting alike.
+
+    Bands are linear in the pictures: those of the error [B, 3, S, H, W] are the errors of the bands.
+    """
+    error = rearrange(error, "b c s h w -> (b s) c h w")
     weight = rearrange(weight, "b 1 s h w -> (b s) 1 h w")
-    total = error.new_zeros(())
+    total = torch.zeros((), device=error.device)
     for _ in range(n_bands):
         smaller = F.avg_pool2d(error, 2)
         band = error - F.interpolate(smaller, scale_factor=2, mode="bilinear", align_corners=False)
-        total = total + (band.abs() * weight).mean()
+        total = total + (band.abs() * weight).mean(dtype=torch.float32)
         error, weight = smaller, F.avg_pool2d(weight, 2)
     return total
 
@@ -71,7 +74,7 @@ class LandmarkFeatures(nn.Module):
             a, b = stage(a), stage(b)
             scale = b.float().abs().mean().detach() + 1e-3
             small = F.adaptive_avg_pool2d(weight, a.shape[-2:])
-            total = total + ((a.float() - b.float()).abs() * small).mean() / scale
+            total = total + ((a - b).abs() * small).mean(dtype=torch.float32) / scale
         return total
 
 

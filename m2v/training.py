@@ -7,26 +7,26 @@ the warp, the planes of zeros (a regression) and the true planes (the ceiling of
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
-from einops import rearrange
 from torch import Generator, Tensor, nn
 
-from common import weights
+from common import diffusion
 from common.media import write_picture
 from common.trainer import Task
-from common.triplane import packed_length
-from m2v.autoencoder import FACTOR, Autoencoder, AutoencoderConfig
-from m2v.condition import Conditions
-from m2v.data import Clip, ClipSamples, DataConfig, Sample, conditions_of, read_clips
+from common.triplane import packed_length, unpack
+from m2v.autoencoder import FACTOR, Autoencoder, AutoencoderConfig, load_autoencoder, save_autoencoder
+from m2v.data import ClipSamples, DataConfig, Sample, conditions_of, read_clips
+from m2v.denoiser import Denoiser, DenoiserConfig, load_denoiser, save_denoiser
 from m2v.losses import charbonnier, laplacian, mouth_weight, perceptual
+from m2v.planes import PlaneBatch, PlaneSamples, encode, statistics
+from m2v.validation import reconstructions, strip, validation_figures, validation_samples
 
 KEEP_PLANES, KEEP_SKIPS = 0.7, 0.9  # how often each reaches the decoder in training
 PERCEPTUAL_WEIGHT = 0.1
-N_VALIDATION = 16  # clips, of as many people as there are
+AUTOENCODER, DENOISER = "small/m2v_autoencoder", "small/m2v_denoiser"
 
 
 def setup_autoencoder(
@@ -34,7 +34,7 @@ def setup_autoencoder(
 ) -> Task:
     """The autoencoder's training; init: weights to start from (a name or a folder), nothing for fresh ones."""
     cache_dir = Path(data.cache_dir)
-    model = load_autoencoder(init, config) if init else Autoencoder(config)
+    model = load_autoencoder(AUTOENCODER if init == "small" else init, config) if init else Autoencoder(config)
     samples = ClipSamples(read_clips(data_dir, "train", data.n_frames, cache_dir, ("talking", "silent")), data, seed)
     held_out = validation_samples(read_clips(data_dir, "val", 16, cache_dir, ("talking",)))
 
@@ -63,12 +63,12 @@ def autoencoder_loss(features: nn.Module | None) -> Callable[[nn.Module, Sample,
         keep = (keep < keep.new_tensor([KEEP_PLANES, KEEP_SKIPS])).float()
         pred, planes = model(clip, conditions, noise, keep)
         weight = mouth_weight(batch["mouth"], height, width)
-        terms = {
-            "charbonnier": charbonnier(pred, clip, weight),
-            "laplacian": laplacian(pred, clip, weight),
-        }
-        if features is not None:
-            terms["features"] = PERCEPTUAL_WEIGHT * features.to(device)(pred, clip, weight)
+        # Half precision where the model runs in it: these are passes over memory, and two digits of a gradient do.
+        error, narrow = (pred - clip).to(planes.xy.dtype), weight.to(planes.xy.dtype)
+        terms = {"charbonnier": charbonnier(error, narrow), "laplacian": laplacian(error, narrow)}
+        if features is not None:  # every second frame
+            some = (part[:, :, ::2] for part in (pred, clip, weight))
+            terms["features"] = PERCEPTUAL_WEIGHT * features.to(device)(*some)
         with torch.no_grad():
             terms["plane_rms"] = planes.xy.float().square().mean().sqrt()
         return terms
@@ -83,104 +83,52 @@ def config_of(model: nn.Module) -> AutoencoderConfig:
     return module.config
 
 
-def save_autoencoder(model: nn.Module, folder: Path) -> None:
-    assert isinstance(model, Autoencoder)
-    weights.save(folder, model, {"format": "duet-m2v-autoencoder-1", "autoencoder": asdict(model.config)})
+def setup_diffusion(
+    data_dir: Path,
+    config: DenoiserConfig,
+    data: DataConfig,
+    run_dir: Path,
+    init: str = "",
+    autoencoder: str = AUTOENCODER,
+    n_samples: int = 2000,
+    seed: int = 0,
+) -> Task:
+    """The denoiser's training on the planes of `n_samples` clips, which are encoded once, into run_dir/planes."""
+    cache_dir = Path(data.cache_dir)
+    frozen = load_autoencoder(autoencoder).requires_grad_(False)
+    whole = replace(data, size_px=256, crop_px=256, n_frames=16)
+    clips = read_clips(data_dir, "train", whole.n_frames, cache_dir, ("talking", "silent"))
+    encoded = encode(frozen, ClipSamples(clips, whole, seed), n_samples, run_dir / "planes")
+    model = load_denoiser(DENOISER if init == "small" else init, config) if init else Denoiser(config)
+    if not init:
+        mean, std = statistics(encoded)
+        model.plane_mean.copy_(mean)
+        model.plane_std.copy_(std)
+    held_out = validation_samples(read_clips(data_dir, "val", 16, cache_dir, ("talking",)))
+
+    def validate(ema: nn.Module) -> dict[str, float]:
+        assert isinstance(ema, Denoiser)
+        return validation_figures(frozen, held_out, ema)
+
+    def sample(ema: nn.Module, path: Path) -> None:
+        assert isinstance(ema, Denoiser)
+        write_picture(path, strip([reconstructions(frozen, each, ema) for each in held_out[:3]]), overwrite=True)
+
+    return Task(model, denoiser_loss, PlaneSamples(encoded, seed), save_denoiser, validate, sample)
 
 
-def load_autoencoder(name: str | Path, config: AutoencoderConfig | None = None) -> Autoencoder:
-    """From weights; with `config`, only if they were made for it."""
-    state, stored = weights.from_pretrained(name)
-    if config is None:
-        config = AutoencoderConfig(**stored["autoencoder"])
-    model = Autoencoder(config)
-    weights.load_into(model, state, name)
-    return model.eval()
-
-
-# ---- looking at held-out people --------------------------------------------------------------------------------------
-
-
-def validation_samples(clips: list[Clip], n: int = N_VALIDATION, n_frames: int = 16) -> list[Sample]:
-    """The same whole clips of 16 frames at every call: spread over people; reference: the first valid frame."""
-    people = sorted({clip.person for clip in clips})
-    chosen = []
-    for k in range(n):
-        own = [clip for clip in clips if clip.person == people[k % len(people)] and len(clip.frames) >= n_frames + 8]
-        if own:
-            chosen.append(own[(k // len(people)) % len(own)])
-    config = DataConfig(crop_px=256, n_frames=n_frames, mouth_share=0.0)
-    samples = ClipSamples(clips, config, seed=0, is_disturbed=False)
-    rng = np.random.default_rng(0)
-    made = []
-    for clip in chosen:
-        starts = clip.starts[clip.starts >= 8]
-        if len(starts):
-            first = int(np.flatnonzero(clip.valid)[0])
-            made.append(samples.sample(clip, int(starts[len(starts) // 2]), first, rng))
-    return made
-
-
-def batch_of_one(sample: Sample, device: torch.device) -> tuple[Tensor, Conditions]:
-    return sample["clip"][None].to(device), conditions_of(sample).to(device).batched()
-
-
-@torch.no_grad()
-def reconstructions(model: Autoencoder, sample: Sample) -> dict[str, Tensor]:
-    """Clips [3, S, H, W] in [-1, 1] by name: real, warp, zero planes, true planes."""
-    clip, conditions = batch_of_one(sample, next(model.parameters()).device)
-    features = model.look(conditions)
-    planes = model.encode(clip, conditions, features)
-    zero = model.decode(model.zeros(conditions), conditions, features)
-    true = model.decode(planes, conditions, features)
-    warped = rearrange(conditions.warped, "1 s c h w -> c s h w")
-    return {"real": clip[0], "warp": warped, "zero": zero[0].clamp(-1, 1), "true": true[0].clamp(-1, 1)}
-
-
-def validation_figures(model: Autoencoder, samples: list[Sample]) -> dict[str, float]:
-    """Means over clips: PSNR, PSNR and high-band energy (by the real one's) of a box around the mouth."""
-    table: dict[str, list[float]] = {}
-    for sample in samples:
-        shown = reconstructions(model, sample)
-        real = shown.pop("real").float()
-        for name, clip in shown.items():
-            for figure, value in figures_of(clip.float(), real, sample["mouth"]).items():
-                table.setdefault(f"{name}_{figure}", []).append(value)
-    return {name: float(np.mean(values)) for name, values in table.items()}
-
-
-def figures_of(clip: Tensor, real: Tensor, mouth: Tensor) -> dict[str, float]:
-    """Clips [3, S, H, W] in [-1, 1]; mouth: [S, 4] as in Sample."""
-    error, band, real_band = [], [], []
-    for k, (x, y, half_width, half_height) in enumerate(mouth.tolist()):
-        rows = slice(max(0, int(y - half_height - 6)), int(y + half_height + 7))
-        columns = slice(max(0, int(x - half_width - 6)), int(x + half_width + 7))
-        ours, theirs = clip[:, k, rows, columns], real[:, k, rows, columns]
-        error.append((ours - theirs).square().mean())
-        band.append(high_band(ours))
-        real_band.append(high_band(theirs))
-    mouth_mse = torch.stack(error).mean()
-    return {
-        "psnr": float(-10 * ((clip - real).square().mean() / 4).log10()),
-        "mouth_psnr": float(-10 * (mouth_mse / 4).log10()),
-        "mouth_energy": float(torch.stack(band).mean() / torch.stack(real_band).mean()),
-    }
-
-
-def high_band(picture: Tensor) -> Tensor:
-    """Energy of the discrete Laplacian of a picture's grey values: [3, h, w] -> scalar."""
-    grey = picture.mean(dim=0)
-    centre = grey[1:-1, 1:-1]
-    around = grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:]
-    return (4 * centre - around).square().mean()
-
-
-def strip(rows: list[dict[str, Tensor]], n_columns: int = 6) -> np.ndarray:
-    """Some frames of each clip of each row, one below the other: uint8 [H, W, 3]."""
-    lines = []
-    for row in rows:
-        for clip in row.values():
-            chosen = torch.linspace(0, clip.shape[1] - 1, n_columns).long()
-            lines.append(rearrange(clip[:, chosen].float(), "c n h w -> h (n w) c"))
-    picture = (torch.cat(lines) + 1) * 127.5
-    return picture.round().clamp(0, 255).byte().cpu().numpy()
+def denoiser_loss(model: nn.Module, batch: PlaneBatch, generator: Generator) -> dict[str, Tensor]:
+    """Mean squared error in the space of the prediction, of planes standardised by the model's own figures."""
+    module = getattr(model, "module", model)
+    assert isinstance(module, Denoiser)
+    settings, side = module.config.diffusion, batch["drawn"].shape[-1] // 2
+    planes = unpack(batch["planes"].float(), batch["drawn"].shape[1], side, side)
+    x_0 = module.standardised(planes).pack()
+    alpha_bar = settings.alpha_bar().to(x_0.device)
+    timesteps, eps = diffusion.draw(x_0, settings.n_timesteps, generator)
+    keep = torch.rand(len(x_0), generator=generator, device=x_0.device) >= module.config.condition_dropout
+    seen = (batch["drawn"], batch["warped"], batch["reference"])
+    pred = model(diffusion.q_sample(x_0, timesteps, eps, alpha_bar), timesteps, seen, keep.float())
+    a = diffusion.expand(alpha_bar[timesteps], x_0)
+    loss = diffusion.weighted_mse(pred, diffusion.target(x_0, eps, a, settings.prediction))
+    return {"mse": loss}

@@ -1,0 +1,117 @@
+"""Stage two from end to end: one reference picture and landmarks, frame by frame, to frames.
+
+Clips of 16 frames are made one after the other, each from the noise of its own frames and from xy noise that all share,
+and joined by a short cross-fade in pixels. Memory does not grow with the length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Generator, Tensor
+
+from common.errors import InputError
+from common.face.framing import ReferencePicture
+from common.triplane import TriPlane
+from m2v.autoencoder import FACTOR, Autoencoder, load_autoencoder
+from m2v.condition import Conditions, build
+from m2v.denoiser import Denoiser, Glance, clip_noise, glance, load_denoiser
+
+AUTOENCODER, DENOISER = "small/m2v_autoencoder", "small/m2v_denoiser"
+N_FRAMES = 16  # of a clip
+N_FADE = 4  # frames that neighbouring clips share
+
+
+@dataclass
+class MCVDM:
+    """Both networks. `render` takes landmarks in pixels of the reference picture (`m2v.drive`)."""
+
+    autoencoder: Autoencoder
+    denoiser: Denoiser
+    device: torch.device
+    name: str = "mcvdm"
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        autoencoder: str | Path = AUTOENCODER,
+        denoiser: str | Path = DENOISER,
+        device: torch.device | str = "cpu",
+    ) -> MCVDM:
+        """Load weights by name, folder or hub id."""
+        decoder, sampler = load_autoencoder(autoencoder), load_denoiser(denoiser)
+        if decoder.config.plane_channels != sampler.config.plane_channels:
+            raise InputError(
+                f"{denoiser} makes planes of {sampler.config.plane_channels} channels, {autoencoder} reads "
+                f"{decoder.config.plane_channels}: choose weights that were trained together."
+            )
+        return cls(decoder.to(device), sampler.to(device), torch.device(device))
+
+    @torch.inference_mode()
+    def render(
+        self,
+        reference: ReferencePicture,
+        landmarks: Tensor,
+        seed: int = 0,
+        n_steps: int | None = None,
+        guidance_scale: float = 1.0,
+    ) -> Iterator[np.ndarray]:
+        """Target landmarks [T, 68, 2 or 3] -> T frames uint8 [H, W, 3]; at least one at a time is held.
+
+        n_steps: of sampling, 0: planes of zeros (the regression); guidance_scale: 1 leaves guidance out.
+        """
+        picture = torch.from_numpy(reference.picture.copy()).movedim(-1, 0).float() / 127.5 - 1
+        source = reference.landmarks[:, :2]
+        side = picture.shape[1] // FACTOR
+        shared = torch.randn(self.denoiser.config.plane_channels, side, side, generator=_generator(seed, -1))
+        tail: Tensor | None = None  # the last frames of the clip before, [n, 3, H, W]
+        for first, last in clip_spans(len(landmarks)):
+            targets = landmarks[first:last, :, :2].cpu()
+            targets = torch.cat([targets, targets[-1:].expand(N_FRAMES - len(targets), -1, -1)])
+            conditions = build(picture, source, targets).batched().to(self.device)
+            generators = [_generator(seed, frame) for frame in range(first, first + N_FRAMES)]
+            noise = clip_noise(N_FRAMES, side, len(shared), shared, generators).to(self.device)
+            with torch.autocast(self.device.type, torch.bfloat16):
+                clip = self.clip(conditions, noise, n_steps, guidance_scale)
+            frames = rearrange(clip, "1 c s h w -> s c h w")[: last - first].float()
+            if tail is not None:
+                weight = (torch.arange(1, N_FADE + 1, device=frames.device) / (N_FADE + 1)).view(-1, 1, 1, 1)
+                frames[:N_FADE] = (1 - weight) * tail + weight * frames[:N_FADE]
+            n_done = len(frames) if last == len(landmarks) else len(frames) - N_FADE
+            tail = frames[n_done:]
+            yield from as_pictures(frames[:n_done])
+
+    def clip(self, conditions: Conditions, noise: Tensor, n_steps: int | None, guidance_scale: float = 1.0) -> Tensor:
+        """One clip [1, 3, S, H, W] in about [-1, 1]."""
+        features = self.autoencoder.look(conditions)
+        planes = self.planes(conditions, glance(conditions), noise, n_steps, guidance_scale)
+        return self.autoencoder.decode(planes, conditions, features)
+
+    def planes(
+        self, conditions: Conditions, seen: Glance, noise: Tensor, n_steps: int | None, guidance_scale: float
+    ) -> TriPlane:
+        if n_steps == 0:
+            return self.autoencoder.zeros(conditions)
+        return self.denoiser.sample(seen, noise, n_steps, guidance_scale)
+
+
+def clip_spans(n_frames: int) -> list[tuple[int, int]]:
+    """First and last (exclusive) frame of clips of 16 that share 4 with their neighbours; the last may be shorter."""
+    firsts = range(0, max(1, n_frames - N_FADE), N_FRAMES - N_FADE)
+    return [(first, min(first + N_FRAMES, n_frames)) for first in firsts]
+
+
+def as_pictures(frames: Tensor) -> Iterator[np.ndarray]:
+    """[n, 3, H, W] in [-1, 1] -> uint8 [H, W, 3] each."""
+    for frame in frames:
+        yield ((frame + 1) * 127.5).round().clamp(0, 255).byte().movedim(0, -1).cpu().numpy()
+
+
+def _generator(seed: int, frame: int) -> Generator:
+    """One for every frame, and one (frame -1) for what all clips share."""
+    return Generator().manual_seed((seed * 1_000_003 + frame + 1) % 2**63)

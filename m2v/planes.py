@@ -1,0 +1,100 @@
+"""Planes of training clips, encoded once: what the denoiser learns from.
+
+The autoencoder is frozen by then, and encoding costs more than a step of the denoiser: so a few thousand clips, each
+with a reference picture, other light and other landmarks, are encoded into plain arrays in the run's folder and mapped
+from there. A run that is started again, with the same autoencoder, goes on with them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.triplane import unpack
+from m2v.autoencoder import Autoencoder
+from m2v.data import ClipSamples, conditions_of
+from m2v.denoiser import glance
+
+log = logging.getLogger(__name__)
+
+PlaneBatch = dict[str, Tensor]
+Encoded = dict[str, np.ndarray]
+NAMES = ("drawn", "warped", "reference")  # of a Glance, stored as bytes: 0..1, [-1, 1] and [-1, 1]
+
+
+def encode(autoencoder: Autoencoder, samples: ClipSamples, n_samples: int, folder: Path) -> Encoded:
+    """Planes float16 [N, C, L] and what the denoiser is told, uint8, of samples 0..N-1; mapped from `folder`."""
+    made_from = {"n": n_samples, "seed": samples.seed, "autoencoder": fingerprint(autoencoder)}
+    stamp = folder / "made_from.json"
+    if stamp.is_file() and json.loads(stamp.read_text()) == made_from:
+        return {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("planes", *NAMES)}
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    arrays: Encoded = {}
+    started = time.monotonic()
+    for k in range(n_samples):
+        for name, value in encoded(autoencoder, samples, k).items():
+            if name not in arrays:
+                arrays[name] = np.lib.format.open_memmap(
+                    folder / f"{name}.npy", mode="w+", dtype=value.dtype, shape=(n_samples, *value.shape)
+                )
+            arrays[name][k] = value
+        if (k + 1) % 100 == 0:
+            log.info("encoded %d of %d clips in %.0f s", k + 1, n_samples, time.monotonic() - started)
+    for array in arrays.values():
+        array.flush()  # type: ignore[attr-defined]  # memmaps have it
+    stamp.write_text(json.dumps(made_from))
+    return arrays
+
+
+@torch.inference_mode()
+def encoded(autoencoder: Autoencoder, samples: ClipSamples, index: int) -> Encoded:
+    """One sample."""
+    sample = samples[index]
+    conditions = conditions_of(sample).batched()
+    with torch.autocast("cpu", torch.bfloat16):
+        planes = autoencoder.encode(sample["clip"][None], conditions)
+    parts = dict(zip(NAMES, (part[0] for part in glance(conditions)), strict=True))
+    parts["warped"], parts["reference"] = (parts["warped"] + 1) / 2, (parts["reference"] + 1) / 2
+    bytes_ = {name: (part * 255).round().clamp(0, 255).byte().numpy() for name, part in parts.items()}
+    return {"planes": planes.pack()[0].half().numpy(), **bytes_}
+
+
+def statistics(arrays: Encoded) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each plane's channels over all samples: [3, C] each."""
+    packed = torch.from_numpy(np.asarray(arrays["planes"], np.float32))
+    side = arrays["drawn"].shape[-1] // 2
+    planes = unpack(packed, arrays["drawn"].shape[1], side, side)
+    figures = [torch.std_mean(plane, dim=(0, 2, 3)) for plane in planes]
+    return torch.stack([mean for _, mean in figures]), torch.stack([std for std, _ in figures]).clamp(min=1e-3)
+
+
+class PlaneSamples:
+    """Endless samples, in an order that the seed shuffles anew each time round."""
+
+    def __init__(self, arrays: Encoded, seed: int) -> None:
+        self.arrays, self.seed = arrays, seed
+
+    def __getitem__(self, index: int) -> PlaneBatch:
+        n = len(self.arrays["planes"])
+        order = np.random.default_rng((self.seed, index // n)).permutation(n)
+        k = int(order[index % n])
+        sample = {name: torch.from_numpy(np.array(self.arrays[name][k])).float() / 255 for name in NAMES}
+        sample["warped"], sample["reference"] = sample["warped"] * 2 - 1, sample["reference"] * 2 - 1
+        return {**sample, "planes": torch.from_numpy(np.array(self.arrays["planes"][k]))}
+
+
+def fingerprint(autoencoder: Autoencoder) -> str:
+    """Of the weights."""
+    digest = hashlib.sha256()
+    for tensor in autoencoder.state_dict().values():
+        digest.update(tensor.float().numpy().tobytes())
+    return digest.hexdigest()[:16]
