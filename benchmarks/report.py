@@ -71,13 +71,13 @@ def estimate(values: Sequence[float], persons: Sequence[str], is_ratio: bool = F
     if len(set(of)) < FEW:
         half = max(half, 0.05 * abs(mean))
     if high - low < 1e-9:
-        return _digits(mean, half)
+        return f"{mean:.2g}"  # a constant, or one person
     return f"{_digits(mean, half)} ({_digits(low, half)} to {_digits(high, half)})"
 
 
 def _digits(value: float, half_width: float) -> str:
-    """A half width of 0.3 to 3 allows one decimal, of 0.03 to 0.3 two, ...; none at all is a constant."""
-    n_decimals = 0 if half_width < 1e-9 else max(0, math.ceil(-math.log10(half_width / 3)))
+    """A half width of 0.3 to 3 allows one decimal, of 0.03 to 0.3 two, ..."""
+    n_decimals = max(0, math.ceil(-math.log10(half_width / 3)))
     text = f"{value:.{n_decimals}f}"
     return text.removeprefix("-") if not float(text) else text
 

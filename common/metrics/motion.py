@@ -28,6 +28,11 @@ def error_by_still(predicted: Tensor, real: Tensor) -> float:
     return float(error / centred(real).abs().mean().clamp(min=TINY))
 
 
+def roughness_ratio(predicted: Tensor, real: Tensor) -> float:
+    """Root mean square of the second difference of [T] by that of the real [T]: above 1 the motion trembles."""
+    return float(predicted.diff(n=2).norm() / real.diff(n=2).norm().clamp(min=TINY))
+
+
 def energy_score(samples: Tensor, real: Tensor) -> float:
     """How well samples [n, T] describe the distribution of which real [T] is a draw; lower is better.
 

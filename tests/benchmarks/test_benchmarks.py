@@ -1,14 +1,14 @@
-"""The benchmarks' own arithmetic: means over people, intervals, overlaps, boxes and the sign of a lag."""
+"""The benchmarks' own arithmetic: means over people, intervals, overlaps and the sign of a lag."""
+
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Generator, Tensor
 
 from a2m.data import Clip
-from benchmarks import faces, regression, report, warp
+from benchmarks import faces, regression, report
 from common.face.pos import Pose
 
 # Means and intervals over people
@@ -38,6 +38,63 @@ def test_interval_is_that_of_people() -> None:
 def test_markdown_is_a_table() -> None:
     table = report.markdown(["name", "n"], [["a", 1], ["b", 2.5]])
     assert table.splitlines() == ["| name | n |", "|---|---|", "| a | 1 |", "| b | 2.5 |"]
+
+
+@pytest.mark.parametrize(
+    ("spread", "expected"),
+    [
+        (40.0, "5 (1 to 9)"),  # half widths of about 4, 0.4, 0.04: 1.96 · spread / √400
+        (4.0, "5.0 (4.6 to 5.4)"),
+        (0.4, "5.00 (4.96 to 5.04)"),
+        (0.0, "5"),
+    ],
+)
+def test_an_estimate_has_the_digits_that_its_interval_allows(spread: float, expected: str) -> None:
+    noise = np.random.default_rng(0).normal(0, 1, 400)
+    values = 5 + spread * (noise - noise.mean()) / noise.std()
+    found = report.estimate(values.tolist(), [f"p{k}" for k in range(400)])
+    assert len(found) == len(expected)
+    assert [len(part) for part in found.split()] == [len(part) for part in expected.split()]
+    assert float(found.split()[0]) == 5
+
+
+def test_few_people_have_two_digits() -> None:
+    assert report.estimate([24.401, 24.403], ["ann", "bea"]) == "24.4 (24.4 to 24.4)"
+    assert report.estimate([1.3446, 1.3478], ["ann", "bea"]) == "1.35 (1.34 to 1.35)"
+
+
+def test_what_cannot_be_measured_is_left_out() -> None:
+    nan = float("nan")
+    assert report.estimate([nan, 2.0, 2.0], ["ann", "bea", "cid"]) == "2"
+    assert report.estimate([nan], ["ann"]) == "–"
+    assert report.estimate([], []) == "–"
+
+
+def test_the_mean_of_ratios_is_geometric_and_their_differences_are_distances_from_one() -> None:
+    ratios = [0.5, 2.0] * 8
+    persons = [f"p{k}" for k in range(16)]
+    assert report.estimate(ratios, persons, is_ratio=True).startswith("1.0 (")
+    column = report.Column("detail", "value", is_ratio=True)
+
+    def of(*values: float) -> list[SimpleNamespace]:
+        return [SimpleNamespace(value=value) for value in values]
+
+    # Half and double are equally far from 1; 1 is nearer than either.
+    assert report.differences(column, of(0.5, 1.0), of(2.0, 2.0)) == pytest.approx([0, -np.log(2)])
+    plain = report.Column("PSNR", "value")
+    assert report.differences(plain, of(0.5, 1.0), of(2.0, 2.0)) == [-1.5, -1.0]
+
+
+def test_a_table_has_its_differences_below() -> None:
+    values = {
+        "ours": [SimpleNamespace(x=k + 1.0) for k in range(12)],
+        "warp": [SimpleNamespace(x=k) for k in range(12)],
+    }
+    table = report.table([report.Column("X", "x")], values, [("ours", "warp")], [f"p{k}" for k in range(12)])
+    rows = table.splitlines()
+    assert rows[0] == "|  | X |"
+    assert [row.split(" | ")[0] for row in rows[2:]] == ["| ours", "| warp", "| ours − warp"]
+    assert rows[-1] == "| ours − warp | 1 |"  # paired: always the same
 
 
 # The face finder's figures
@@ -74,40 +131,6 @@ def test_a_box_of_another_size_or_none_is_no_hit() -> None:
 )
 def test_share_has_wilsons_interval(k: int, n: int, expected: str) -> None:
     assert faces._share([True] * k + [False] * (n - k)) == expected
-
-
-# The warp's mouth
-
-
-@settings(max_examples=200, deadline=None)
-@given(
-    x=st.floats(-50, 306),
-    y=st.floats(-50, 306),
-    width=st.floats(0, 200),
-    height=st.floats(0, 120),
-    size_px=st.sampled_from([16, 64, 255, 256]),
-)
-def test_mouth_box_stays_inside_and_is_large_enough(
-    x: float, y: float, width: float, height: float, size_px: int
-) -> None:
-    """SSIM's window is 7 pixels: a box of 16 always has room for it, wherever the mouth lies."""
-    points = np.zeros((68, 3), np.float32)
-    points[48:68, 0] = x + width * np.linspace(-0.5, 0.5, 20)
-    points[48:68, 1] = y + height * np.linspace(-0.5, 0.5, 20) ** 3 * 4
-    rows, columns = warp.mouth_box(points, size_px)
-    assert np.zeros((size_px, size_px))[rows, columns].shape == (rows.stop - rows.start, columns.stop - columns.start)
-    for part in (rows, columns):
-        assert 0 <= part.start <= part.stop - 16
-        assert part.stop <= size_px
-
-
-def test_mouth_box_holds_the_lips_and_a_margin() -> None:
-    points = np.zeros((68, 2), np.float32)
-    points[48:68] = (128, 180)
-    points[48], points[54], points[51], points[57] = (98, 180), (158, 180), (128, 170), (128, 200)
-    rows, columns = warp.mouth_box(points, 256)
-    # 0.35 of the width of 60 px, 21 px, on every side.
-    assert (columns.start, columns.stop, rows.start, rows.stop) == (77, 179, 149, 221)
 
 
 # The regression's lag

@@ -15,6 +15,7 @@ from common.metrics.motion import (
     energy_score,
     error_by_still,
     rescaled,
+    roughness_ratio,
 )
 
 
@@ -58,6 +59,17 @@ def test_half_the_motion_has_half_the_error() -> None:
     assert error_by_still(real / 2, real) == pytest.approx(0.5)
     assert amplitude_ratio(real / 2 + 3, real) == pytest.approx(0.5)
     assert (rescaled(torch.full((5,), 2.0), noise(5).float()) == 2).all()  # nothing to stretch
+
+
+def test_trembling_is_rough_and_steady_motion_is_not() -> None:
+    time = torch.arange(60, dtype=torch.float64)
+    real = torch.sin(time / 4)
+    assert roughness_ratio(real + 5 + 0.3 * time, real) == pytest.approx(1)
+    # The second difference of ±a is 4a at every frame, that of a wave of frequency w about w² at its peaks.
+    tremble = 0.01 * (-1) ** time
+    assert roughness_ratio(tremble, real) == pytest.approx(0.04 / (math.sqrt(0.5) / 16), rel=0.05)
+    assert roughness_ratio(real + 0.1 * (-1) ** time, real) > 8
+    assert roughness_ratio(torch.zeros(60, dtype=torch.float64), real) == 0
 
 
 # Energy score
