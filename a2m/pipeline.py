@@ -1,37 +1,61 @@
-"""Stage one from end to end: a recording and one picture's landmarks to a Motion."""
+"""Stage one from end to end: a recording and one picture's landmarks to a Motion.
+
+Two models make the mouth: AToM-Net (`a2m.model`) and the regression (`a2m.regression`). The weights' config says which
+it is. What comes around them is the same: the picture's mouth closed as its rest, the gate that closes it in silence,
+lips kept apart, pose and provenance.
+"""
 
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Generator, Tensor
 
 from a2m import mouth
+from a2m.model import FORMAT as ATOM_FORMAT
+from a2m.model import AToMNet
 from a2m.pose import HeadPrior, apply_lids, apply_pose
-from a2m.regression import WEIGHTS, Regression
-from a2m.speech import Voice, analyse, mouth_gate
+from a2m.regression import Regression
+from a2m.sampling import mel_features, sample
+from a2m.speech import Voice, analyse, mel_columns, mouth_gate
 from common import weights
 from common.audio import FPS, SAMPLE_RATE_HZ
 from common.errors import InputError
-from common.face.model import LIP_STREAM, FaceModel
+from common.face.model import LIP_STREAM, REST, FaceModel
 from common.face.pos import Pose
 from common.motion import Motion, Reference
 
 log = logging.getLogger(__name__)
 
+WEIGHTS = "small/a2m"
 PoseMode = Literal["natural", "still"]
 
 
+@dataclass(frozen=True)
+class Performance:
+    """What a model makes of a recording: lips [T, 37, 3] from the closed mouth and rest [T, 31, 3] from the picture's,
+
+    in units of the face model, and what speech does to the lids' aperture, [T], 1 where it does nothing.
+    """
+
+    lips: Tensor
+    rest: Tensor
+    lids: Tensor
+
+
 class AudioToMotion:
-    """The regression for mouth and lids, the prior for head and blinks, the gate that closes the mouth in silence."""
+    """A model for the mouth, the prior for head and blinks, the gate that closes the mouth in silence."""
 
-    name = "regression"
-
-    def __init__(self, regression: Regression, head: HeadPrior, face_model: FaceModel):
-        self.regression, self.head, self.face_model = regression.eval(), head, face_model
+    def __init__(self, model: AToMNet | Regression, head: HeadPrior, face_model: FaceModel):
+        self.model, self.head, self.face_model = model.eval(), head, face_model
+        is_atom = isinstance(model, AToMNet)
+        self.name = "atom" if is_atom else "regression"
+        direction = model.space.opening_direction if isinstance(model, AToMNet) else model.opening_direction
+        self.opening_direction = direction.cpu()
 
     @classmethod
     def from_pretrained(cls, name: str | Path = WEIGHTS, device: torch.device | str = "cpu") -> AudioToMotion:
@@ -43,8 +67,12 @@ class AudioToMotion:
             raise InputError(f"{name} was trained with the face model {theirs}: choose weights for the built-in one.")
         if config.get("features") != "log-mel":
             raise InputError(f"{name} listens to {config.get('features')}, not log-mel: choose other weights.")
-        regression = Regression.from_state(state, config, name).to(device)
-        return cls(regression, HeadPrior.from_state(state, name), face_model)
+        model: AToMNet | Regression
+        if config.get("format") == ATOM_FORMAT:
+            model = AToMNet.from_state(state, config, name)
+        else:
+            model = Regression.from_state(state, config, name)
+        return cls(model.to(device), HeadPrior.from_state(state, name), face_model)
 
     @torch.no_grad()
     def __call__(
@@ -56,12 +84,15 @@ class AudioToMotion:
         pose: PoseMode = "natural",
         seed: int = 0,
         is_stretched: bool = True,
+        n_steps: int | None = None,
+        guidance_scale: float | None = None,
     ) -> Motion:
         """A Motion of ceil(n / 640) frames at 25 fps.
 
         audio: float [n] at 16 kHz; reference_landmarks: LM3D [68, 3]; reference_pose: of one frame, pixels of
-        image_size (width, height), v up. pose: `still` leaves the head as in the picture and the eyes open. The
-        mouth's rest is the picture's own where that is closed, else the picture's with its mouth closed.
+        image_size (width, height), v up. pose: `still` leaves all but the mouth as in the picture. The mouth's rest is
+        the picture's own where that is closed, else the picture's with its mouth closed. is_stretched: of the
+        regression, whether variance is restored; n_steps, guidance_scale: of AToM-Net, None takes the weights' own.
         """
         if pose not in ("natural", "still"):
             raise ValueError(f"pose must be natural or still, got {pose!r}")
@@ -73,46 +104,75 @@ class AudioToMotion:
         voice = analyse(audio)
         if not voice.sound.any():
             log.warning("the recording is silent, or nothing but steady noise: the mouth stays closed")
-        points = self._speaking(audio, voice, lm3d + self.face_model.mean, is_stretched)  # [T, 68, 3]
+        rest = mouth.closed(lm3d + self.face_model.mean, self.opening_direction)
+        made: dict[str, Any] = {"a2m": self.name, "pose": pose, "seed": seed}
+        if isinstance(self.model, AToMNet):
+            config = self.model.config
+            n_steps = config.n_steps if n_steps is None else n_steps
+            guidance_scale = config.guidance_scale if guidance_scale is None else guidance_scale
+            made |= {"n_steps": n_steps, "guidance_scale": guidance_scale}
+            generator = _generator(seed, "mouth")
+            closed = rest - self.face_model.mean
+            performance = _sampled(self.model, audio, voice, closed, generator, n_steps, guidance_scale)
+        else:
+            made |= {"is_stretched": is_stretched}
+            performance = _regressed(self.model, audio, voice, is_stretched)
+        points = self._speaking(performance, mouth_gate(voice.sound), rest)  # [T, 68, 3]
         T = len(points)
         deviation, lids = torch.zeros(T, 6), torch.ones(T)
         if pose == "natural":
+            points[:, list(REST)] += performance.rest
             deviation = self.head.sample_pose(voice.sound, _generator(seed, "head"))
             lids = self.head.sample_lids(T, _generator(seed, "lids"))
-        moved = apply_pose(reference_pose, deviation)
         return Motion(
             landmarks=apply_lids(points, lids) - self.face_model.mean,
             mean_landmarks=self.face_model.mean,
-            pose=moved,
+            pose=apply_pose(reference_pose, deviation),
             fps=float(FPS),
             image_size=image_size,
             model=self.face_model.name,
             convention=self.face_model.convention,
             reference=Reference(lm3d, reference_pose),
-            provenance={
-                "a2m": self.name,
-                "pose": pose,
-                "seed": seed,
-                "is_stretched": is_stretched,
-                "audio_duration_s": round(len(audio) / SAMPLE_RATE_HZ, 6),
-            },
+            provenance=made | {"audio_duration_s": round(len(audio) / SAMPLE_RATE_HZ, 6)},
         )
 
-    def _speaking(self, audio: Tensor, voice: Voice, reference: Tensor, is_stretched: bool) -> Tensor:
-        """The reference's points [68, 3] with a mouth that speaks: [T, 68, 3]."""
-        regression = self.regression
-        coefficients = regression.predict(audio, voice)
-        if is_stretched:
-            coefficients = regression.stretched(coefficients)
-        motion, lids = regression.decode(coefficients)
-        gate = mouth_gate(voice.sound)
-        rest = mouth.closed(reference, regression.opening_direction.cpu())
+    def _speaking(self, performance: Performance, gate: Tensor, rest: Tensor) -> Tensor:
+        """The picture's points with its mouth closed [68, 3], made to speak where the gate [T] is open: [T, 68, 3]."""
         points = rest.repeat(len(gate), 1, 1)
-        points[:, LIP_STREAM, :] += gate[:, None, None] * motion.cpu()
+        points[:, LIP_STREAM, :] += gate[:, None, None] * performance.lips
         points = mouth.keep_lips_apart(points, mouth.lip_gap(rest).clamp(max=0))
-        return apply_lids(points, 1 + gate * (lids.cpu() - 1))
+        return apply_lids(points, 1 + gate * (performance.lids - 1))
 
 
-def _generator(seed: int, purpose: Literal["head", "lids"]) -> Generator:
-    """Head and lids draw from generators of their own, so that neither's number of draws moves the other."""
+def _sampled(
+    model: AToMNet,
+    audio: Tensor,
+    voice: Voice,
+    reference: Tensor,
+    generator: Generator,
+    n_steps: int,
+    guidance_scale: float,
+) -> Performance:
+    """One draw of AToM-Net; reference: LM3D [68, 3] with its mouth closed."""
+
+    def features(first: int, last: int) -> Tensor:
+        return mel_features(mel_columns(audio, first, last, voice.gain), voice.mel_mean)
+
+    values = sample(model, features, len(voice.sound), reference, [generator], n_steps, guidance_scale)[0]
+    lips, rest, _ = (part.cpu() for part in model.space.decode(values))
+    return Performance(lips, rest, torch.ones(len(lips)))
+
+
+def _regressed(model: Regression, audio: Tensor, voice: Voice, is_stretched: bool) -> Performance:
+    coefficients = model.predict(audio, voice)
+    if is_stretched:
+        coefficients = model.stretched(coefficients)
+    lips, lids = (part.cpu() for part in model.decode(coefficients))
+    return Performance(lips, torch.zeros(len(lips), len(REST), 3), lids)
+
+
+def _generator(seed: int, purpose: Literal["head", "lids", "mouth"]) -> Generator:
+    """Each draws from a generator of its own, so that none's number of draws moves the others."""
+    if purpose == "mouth":
+        return Generator().manual_seed((seed + 2**31) % 2**32)
     return Generator().manual_seed(2 * seed + (purpose == "lids"))

@@ -11,7 +11,7 @@ from torch import Tensor
 from a2m import mouth
 from a2m.data import crops, disturb, lip_motion, person_shares, smooth
 from a2m.pipeline import AudioToMotion
-from a2m.regression import Regression, RegressionConfig, seam_weight, window_spans
+from a2m.regression import WEIGHTS, Regression, RegressionConfig, seam_weight, window_spans
 from a2m.regression_train import TrainConfig, encode, fit_basis, loss, train_member
 from a2m.speech import analyse, levels_db
 from common import weights
@@ -27,7 +27,7 @@ SPEECH = Path(__file__).parents[2] / "examples" / "speech.wav"
 
 @pytest.fixture(scope="module")
 def a2m() -> AudioToMotion:
-    return AudioToMotion.from_pretrained()
+    return AudioToMotion.from_pretrained(WEIGHTS)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def test_a_recording_without_speech_never_opens_the_mouth(a2m: AudioToMotion, no
 def test_an_open_mouth_in_the_picture_does_not_leak_into_the_speech(a2m: AudioToMotion, speech: Tensor) -> None:
     shut = neutral(a2m)
     wide = shut.clone()
-    wide[mouth.LIP_STREAM, :] += 0.15 * a2m.regression.opening_direction
+    wide[mouth.LIP_STREAM, :] += 0.15 * a2m.opening_direction
     curves = [opening(make(a2m, speech, landmarks)) for landmarks in (shut, wide)]
     # Not exactly: the picture's own mouth counts as closed up to CLOSED_OPENING.
     assert (curves[0] - curves[1]).abs().max() < 1.5 * mouth.CLOSED_OPENING
@@ -125,8 +125,9 @@ def test_loudness_does_not_matter(a2m: AudioToMotion, speech: Tensor) -> None:
 def test_windows_joined_equal_the_whole(a2m: AudioToMotion, speech: Tensor) -> None:
     audio = speech.repeat(3)
     voice = analyse(audio)
-    whole = a2m.regression.predict(audio, voice)
-    joined = a2m.regression.predict(audio, voice, window=150, overlap=60)
+    assert isinstance(a2m.model, Regression)
+    whole = a2m.model.predict(audio, voice)
+    joined = a2m.model.predict(audio, voice, window=150, overlap=60)
     assert (whole - joined).abs().max() < 0.05 * whole.std(dim=0).max()  # the GRU forgets in a second
 
 
