@@ -6,18 +6,31 @@ Only the course about its mean is judged: how far open a mouth is on average is 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from einops import reduce
 from torch import Tensor
 
 from a2m.data import Clip
+from a2m.model import AToMNet
 from a2m.regression import WEIGHTS, Regression
+from a2m.sampling import predict_openings
 from benchmarks.regression import regression
 from benchmarks.report import Column
 from common.face.model import FaceModel
-from common.metrics.motion import amplitude_ratio, centred, correlation, energy_score, error_by_still, rescaled
+from common.metrics.motion import (
+    amplitude_ratio,
+    centred,
+    correlation,
+    energy_score,
+    error_by_still,
+    rescaled,
+    roughness_ratio,
+)
+from common.weights import from_pretrained
 
+ATOM = "small/a2m"
 Forecast = Callable[[Clip], Tensor]
 
 STILL, RETRIEVED = "mouth held still", "nearest training speech"
@@ -26,10 +39,11 @@ REGRESSION, RESTORED, FULL = "regression", "regression, variance restored", "reg
 
 @dataclass(frozen=True)
 class Score:
-    """One forecast of one clip; see common.metrics.motion. Of samples, the first three are the means over them."""
+    """One forecast of one clip; see common.metrics.motion. Of samples, all but the energy score are means over them."""
 
     correlation: float
     amplitude: float
+    roughness: float
     error: float
     energy: float  # thousandths of the eyes' distance
 
@@ -37,6 +51,7 @@ class Score:
 COLUMNS = (
     Column("correlation", "correlation"),
     Column("amplitude", "amplitude"),
+    Column("roughness", "roughness"),
     Column("error / still", "error"),
     Column("energy score", "energy"),
 )
@@ -44,9 +59,21 @@ COLUMNS = (
 
 def score(forecast: Tensor, real: Tensor) -> Score:
     """forecast: [n, T]; real: [T]."""
-    each = [(correlation(x, real), amplitude_ratio(x, real), error_by_still(x, real)) for x in forecast]
-    follows, amplitude, error = torch.tensor(each, dtype=torch.float64).mean(dim=0).tolist()
-    return Score(follows, amplitude, error, 1000 * energy_score(centred(forecast), centred(real)))
+    measures = (correlation, amplitude_ratio, roughness_ratio, error_by_still)
+    each = torch.tensor([[measure(x, real) for measure in measures] for x in forecast], dtype=torch.float64)
+    follows, amplitude, roughness, error = each.mean(dim=0).tolist()
+    return Score(follows, amplitude, roughness, error, 1000 * energy_score(centred(forecast), centred(real)))
+
+
+def sampled(weights: str | Path, n_seeds: int) -> Forecast:
+    """AToM-Net: n_seeds samples of each clip."""
+    model = load_atom(weights)
+    return lambda clip: predict_openings(model, clip, range(n_seeds))
+
+
+def load_atom(weights: str | Path) -> AToMNet:
+    state, config = from_pretrained(weights)
+    return AToMNet.from_state(state, config, weights).eval()
 
 
 def baselines(train_clips: Sequence[Clip], face_model: FaceModel) -> dict[str, Forecast]:

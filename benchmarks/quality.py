@@ -9,20 +9,31 @@ it allows. Differences are paired: both methods on the same clip. Running speech
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 
 from a2m.data import read_clips
-from benchmarks.openings import COLUMNS, baselines, score
-from benchmarks.renders import MOTION_COLUMNS, PICTURE_COLUMNS, Render, judge, read_scenes, repeated, warped
+from benchmarks.openings import ATOM, COLUMNS, REGRESSION, RESTORED, baselines, sampled, score
+from benchmarks.renders import (
+    MOTION_COLUMNS,
+    PICTURE_COLUMNS,
+    Scene,
+    ceiling,
+    judge,
+    mcvdm,
+    read_scenes,
+    repeated,
+    warped,
+)
 from benchmarks.report import count, run_main, table
 from common.face.model import FaceModel
 from common.memory import keep_freed_memory
+from m2v.pipeline import AUTOENCODER, DENOISER, MCVDM
 
 PARTS = (("Running speech", False), ("Single words (LRW-AR)", True))
-REPEATED, WARP = "picture repeated", "warp"
+REPEATED, WARP, ZERO, CEILING = "picture repeated", "warp", "ours, planes zero", "autoencoder, true planes"
 
 
 def main() -> None:
@@ -32,59 +43,72 @@ def main() -> None:
     for stage in (a2m, m2v):
         stage.add_argument("--data", type=Path, required=True, help="folder with index.csv, clips/ and tracks/")
         stage.add_argument("--split", default="test", choices=["val", "test"])
+        stage.add_argument("--threads", type=int, default=1, help="cores to use (default 1)")
     a2m.add_argument("--seeds", type=int, default=8, help="samples per clip (default 8)")
+    a2m.add_argument("--weights", default=ATOM, help="built-in name, folder or hub id")
     m2v.add_argument("--steps", type=int, nargs="+", default=[1, 4, 8, 16])
+    m2v.add_argument("--autoencoder", default=AUTOENCODER, help="built-in name, folder or hub id")
+    m2v.add_argument("--denoiser", default=DENOISER, help="likewise")
     m2v.add_argument("--clips-per-person", type=int, default=1)
-    m2v.add_argument("--max-frames", type=int, default=32, help="per clip (default 32)")
+    m2v.add_argument("--max-frames", type=int, default=28, help="per clip (default 28: two clips of the renderer)")
     m2v.add_argument("--every", type=int, default=4, help="pictures are compared at every so manieth frame (default 4)")
     args = parser.parse_args()
     keep_freed_memory()
-    torch.set_num_threads(1)
+    torch.set_num_threads(args.threads)
     started = time.perf_counter()
     if args.stage == "a2m":
-        speech_to_motion(args.data, args.split, args.seeds)
+        speech_to_motion(args.data, args.split, args.weights, args.seeds)
     else:
-        motion_to_video(args.data, args.split, args.steps, args.clips_per_person, args.max_frames, args.every)
+        model = MCVDM.from_pretrained(args.autoencoder, args.denoiser)
+        scenes = read_scenes(args.data, args.split, args.clips_per_person, args.max_frames)
+        motion_to_video(scenes, model, args.steps, args.every)
     print(f"\nmeasured in {time.perf_counter() - started:.0f} s")
 
 
 # ---- stage one ------------------------------------------------------------------------------------------------------
 
 
-def speech_to_motion(data_dir: Path, split: str, n_seeds: int) -> None:
+def speech_to_motion(data_dir: Path, split: str, weights: str, n_seeds: int) -> None:
     face_model = FaceModel.builtin()
     forecasts = baselines(read_clips(data_dir, "train", face_model), face_model)
+    ours = sampled(weights, n_seeds)
+    mean, single = f"ours, mean of {n_seeds} samples", "ours, single samples"
+    pairs = [(mean, REGRESSION), (single, REGRESSION), (single, RESTORED)]
     clips = read_clips(data_dir, split, face_model)
     for title, is_word in PARTS:
         chosen = [clip for clip in clips if clip.is_word is is_word]
         persons = [clip.person for clip in chosen]
         if not chosen:
             continue
-        values = {
-            name: [score(forecast(clip), clip.opening) for clip in chosen] for name, forecast in forecasts.items()
-        }
+        values = {name: [score(each(clip), clip.opening) for clip in chosen] for name, each in forecasts.items()}
+        samples = [(ours(clip), clip.opening) for clip in chosen]
+        values[mean] = [score(x.mean(dim=0, keepdim=True), real) for x, real in samples]
+        values[single] = [score(x, real) for x, real in samples]
         seconds = sum(len(clip.mel) for clip in chosen) / 25
         print(f"\n{title}: {count(persons)}, {seconds / 60:.1f} min\n")
-        print(table(COLUMNS, values, [], persons), flush=True)
+        print(table(COLUMNS, values, pairs, persons), flush=True)
 
 
 # ---- stage two ------------------------------------------------------------------------------------------------------
 
 
-def motion_to_video(
-    data_dir: Path, split: str, steps: Sequence[int], clips_per_person: int, max_frames: int, every: int
-) -> None:
-    methods: dict[str, Render] = {REPEATED: repeated, WARP: warped}
-    scenes, values, seconds = judge(read_scenes(data_dir, split, clips_per_person, max_frames), methods, every)
+def motion_to_video(scenes: Iterable[Scene], model: MCVDM, steps: Sequence[int], every: int) -> None:
+    ours = {f"ours, {n} step{'s' * (n > 1)}": mcvdm(model, n) for n in steps}
+    methods = {REPEATED: repeated, WARP: warped, **ours, ZERO: mcvdm(model, 0), CEILING: ceiling(model)}
+    most = list(ours)[-1]
+    pairs = [(WARP, REPEATED), *((name, WARP) for name in ours), (most, ZERO), (most, CEILING)]
+    seen, values, seconds = judge(scenes, methods, every)
     for title, is_word in PARTS:
-        chosen = [k for k, scene in enumerate(scenes) if scene.is_word is is_word]
-        persons = [scenes[k].person for k in chosen]
+        chosen = [k for k, scene in enumerate(seen) if scene.is_word is is_word]
+        persons = [seen[k].person for k in chosen]
         if not chosen:
             continue
         part = {name: [scores[k] for k in chosen] for name, scores in values.items()}
-        print(f"\n{title}: {count(persons)}, {sum(len(scenes[k].landmarks) for k in chosen)} frames")
+        n_judged = sum(int(seen[k].valid.sum()) for k in chosen)
+        print(f"\n{title}: {count(persons)}, {n_judged} frames judged")
         for columns in (PICTURE_COLUMNS, MOTION_COLUMNS):
-            print("\n" + table(columns, part, [(WARP, REPEATED)], persons), flush=True)
+            print("\n" + table(columns, part, pairs, persons), flush=True)
+    print()
     for name, spent in seconds.items():
         print(f"{name}: {spent:.3f} s a frame")
 

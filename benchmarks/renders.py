@@ -7,7 +7,7 @@ Judged are frames in which the whole face is seen and not turned far from the re
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -33,6 +33,10 @@ from common.metrics.image import (
     ssim,
 )
 from common.metrics.landmarks import find_again, landmark_error
+from common.triplane import TriPlane
+from m2v.condition import Conditions
+from m2v.denoiser import Glance
+from m2v.pipeline import MCVDM, N_FRAMES, clip_spans
 from m2v.preview import WarpRenderer
 
 # reference, landmarks [T, 68, 3] in its pixels, real frames uint8 [T, H, W, 3] (only ceilings look at them) → frames
@@ -168,6 +172,45 @@ def repeated(reference: ReferencePicture, landmarks: Tensor, frames: np.ndarray)
 def warped(reference: ReferencePicture, landmarks: Tensor, frames: np.ndarray) -> np.ndarray:
     """`--renderer warp`."""
     return np.stack(list(WarpRenderer(reference).render(landmarks)))
+
+
+def mcvdm(model: MCVDM, n_steps: int | None = None) -> Render:
+    """`--renderer mcvdm`, one sample. n_steps: 1 gives the conditional mean of the planes, 0 planes of zeros."""
+
+    def render(reference: ReferencePicture, landmarks: Tensor, frames: np.ndarray) -> np.ndarray:
+        return np.stack(list(model.render(reference, landmarks, n_steps=n_steps)))
+
+    return render
+
+
+def ceiling(model: MCVDM) -> Render:
+    """The autoencoder alone: planes of the real frames instead of sampled ones, everything else the same."""
+
+    def render(reference: ReferencePicture, landmarks: Tensor, frames: np.ndarray) -> np.ndarray:
+        told = Told(model.autoencoder, model.denoiser, model.device, real=clips_of(frames))
+        return np.stack(list(told.render(reference, landmarks)))
+
+    return render
+
+
+@dataclass
+class Told(MCVDM):
+    """Is told the real clips [1, 3, S, H, W], one after the other."""
+
+    real: Iterator[Tensor] = field(default_factory=lambda: iter(()))
+
+    def planes(
+        self, conditions: Conditions, seen: Glance, noise: Tensor, n_steps: int | None, guidance_scale: float
+    ) -> TriPlane:
+        return self.autoencoder.encode(next(self.real).to(self.device), conditions)
+
+
+def clips_of(frames: np.ndarray) -> Iterator[Tensor]:
+    """Frames uint8 [T, H, W, 3] as the renderer cuts them: clips [1, 3, S, H, W] in [-1, 1]; the last frame repeats."""
+    pictures = torch.from_numpy(frames).permute(3, 0, 1, 2).float() / 127.5 - 1
+    for first, last in clip_spans(len(frames)):
+        clip = pictures[:, first:last]
+        yield torch.cat([clip, clip[:, -1:].expand(-1, N_FRAMES - (last - first), -1, -1)], dim=1)[None]
 
 
 # ---- measures -------------------------------------------------------------------------------------------------------
