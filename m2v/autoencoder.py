@@ -1,10 +1,10 @@
 """The conditional tri-plane autoencoder: a clip to three planes that hold what its conditions do not tell, and back.
 
-E(x, conditions) -> planes; D(planes, conditions) -> clip. The decoder sees the conditions at two scales, so the
-planes need not say what the reference picture shows; they are *residual*: planes of zeros decode to the best single
-guess (a regression), and in training they are zeroed now and then to keep it so. They are bounded and noised, which
-limits what they can say. Every pixel of the result is a blend of three: what the decoder paints, the warped reference,
-and the reference as it stands still (backgrounds).
+E(x, conditions) -> planes; D(planes, conditions) -> clip. The decoder sees the conditions at two scales, so the planes
+need not say what the reference picture shows; they are *residual*: planes of zeros decode to the best single guess (a
+regression), and in training they are zeroed now and then to keep it so. Noise and a penalty on their size limit what
+they can say. A frame is a blend of the warped reference and of the reference as it stands still (backgrounds), plus a
+correction. (The correction is added, not blended in by a mask: under a mask it learned several times more slowly.)
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from common import weights
 from common.triplane import TriPlane, unpack
+from common.unet_layers import zero_init
 from m2v.condition import Conditions
 from m2v.layers import PixelNorm, PlanePool, PlaneSpread, Up, residuals
 
@@ -34,7 +35,7 @@ class AutoencoderConfig:
     plane_channels: int = 8
     plane_width: int = 64  # channels pooled into each plane, before its head
     n_blocks: tuple[int, int] = (3, 2)  # residual blocks at each scale of the decoder's way up
-    plane_noise: float = 0.1  # standard deviation added in training to planes in -1..1
+    plane_noise: float = 0.1  # standard deviation added in training to planes of about 0.2
 
     def __post_init__(self) -> None:
         for name in ("widths", "n_blocks"):
@@ -64,7 +65,7 @@ class Autoencoder(nn.Module):
         self.spread = PlaneSpread(config.plane_channels, w2)
         self.middle = residuals(w2, b2)
         self.up, self.fuse, self.blocks = Up(w2, w1), nn.Conv2d(2 * w1, w1, 1), residuals(w1, b1)
-        self.head = nn.Sequential(PixelNorm(w1), nn.SiLU(), nn.Conv2d(w1, PATCH**2 * 6, 3, padding=1))
+        self.head = nn.Sequential(PixelNorm(w1), nn.SiLU(), zero_init(nn.Conv2d(w1, PATCH**2 * 4, 3, padding=1)))
         self.to(memory_format=torch.channels_last)
 
     def look(self, conditions: Conditions) -> list[Tensor]:
@@ -79,14 +80,14 @@ class Autoencoder(nn.Module):
         return features
 
     def encode(self, clip: Tensor, conditions: Conditions, features: list[Tensor] | None = None) -> TriPlane:
-        """Clip [B, 3, S, H, W] -> planes in -1..1. features: `look(conditions)`, where it is at hand."""
+        """Clip [B, 3, S, H, W] -> planes. features: `look(conditions)`, where it is at hand."""
         features = features or self.look(conditions)
         dtype = compute_dtype(clip)
         frames = rearrange(clip.to(dtype), "b c s h w -> (b s) c h w")
         x = F.pixel_unshuffle(torch.cat([frames, frames - _flat(conditions.warped.to(dtype))], dim=1), PATCH)
         x = self.see2(self.see1(_last(x)))
         x = self.join(torch.cat([x, features[1]], dim=1))
-        return self.pool(rearrange(x, "(b s) c h w -> b s c h w", b=len(clip))).map(torch.tanh)
+        return self.pool(rearrange(x, "(b s) c h w -> b s c h w", b=len(clip)))
 
     def decode(self, planes: TriPlane, conditions: Conditions, features: list[Tensor] | None = None) -> Tensor:
         """Planes -> clip [B, 3, S, H, W] in about [-1, 1] (not clamped)."""
@@ -95,22 +96,17 @@ class Autoencoder(nn.Module):
     def blend(
         self, planes: TriPlane, conditions: Conditions, features: list[Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """As `decode`, and the shares of painted, warped and still in it, [B, 3, S, H, W], adding up to 1."""
+        """As `decode`, and the share of the warp in it, [B, 1, S, H, W]; the rest is the still reference."""
         fine, coarse = features or self.look(conditions)
         n_clips = len(conditions.warped)
         x = coarse + rearrange(self.spread(planes), "b s c h w -> (b s) c h w")
         x = self.middle(_last(x))
         x = self.blocks(self.fuse(torch.cat([self.up(x), fine], dim=1)))
-        painted, logits = F.pixel_shuffle(self.head(x), PATCH).float().chunk(2, dim=1)  # [B S, 3, H, W] each
-        painted, logits = (rearrange(part, "(b s) c h w -> b c s h w", b=n_clips) for part in (painted, logits))
-        # Nothing warped is known within the lips.
-        hidden = torch.zeros_like(logits)
-        hidden[:, 1] = rearrange(conditions.inner, "b s 1 h w -> b s h w")
-        shares = (logits - 20 * hidden).softmax(dim=1)
-        warped = rearrange(conditions.warped, "b s c h w -> b c s h w").float()
-        still = rearrange(conditions.reference, "b c h w -> b c 1 h w").float()
-        clip = shares[:, :1] * painted + shares[:, 1:2] * warped + shares[:, 2:] * still
-        return clip, shares
+        correction, logit = F.pixel_shuffle(self.head(x), PATCH).float().split([3, 1], dim=1)  # [B S, ., H, W]
+        share = torch.sigmoid(logit + 2)
+        still = repeat(conditions.reference.float(), "b c h w -> (b s) c h w", s=len(x) // n_clips)
+        frames = share * _flat(conditions.warped).float() + (1 - share) * still + correction
+        return tuple(rearrange(part, "(b s) c h w -> b c s h w", b=n_clips) for part in (frames, share))  # type: ignore[return-value]
 
     def forward(self, clip: Tensor, conditions: Conditions, noise: Tensor, keep: Tensor) -> tuple[Tensor, TriPlane]:
         """One pass of training: clip -> (reconstruction, planes).

@@ -139,7 +139,7 @@ class Denoiser(nn.Module):
         timesteps = diffusion.pvdm_timesteps(n_steps or self.config.n_steps, settings.n_timesteps)
         x_0 = diffusion.ddim(denoiser, noise, timesteps, settings.alpha_bar(), settings.prediction)
         planes = unpack(x_0, condition.n_frames, condition.height, condition.width)
-        return self.restored(planes).map(lambda plane: plane.clamp(-1, 1))  # as the encoder's are
+        return self.restored(planes)
 
     def standardised(self, planes: TriPlane) -> TriPlane:
         """Planes of about zero mean and unit variance over training clips, in float32."""

@@ -27,14 +27,14 @@ class PixelNorm(nn.Module):
 
 
 class Residual(nn.Module):
-    """x + conv(act(conv(act(norm(x))))), starting as the identity."""
+    """x + conv(act(conv(act(norm(x))))), starting near the identity."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.norm = PixelNorm(channels)
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-        nn.init.zeros_(self.conv2.weight)
+        nn.init.normal_(self.conv2.weight, std=0.3 / (9 * channels) ** 0.5)
         nn.init.zeros_(self.conv2.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from m2v.validation import reconstructions, strip, validation_figures, validatio
 
 KEEP_PLANES, KEEP_SKIPS = 0.7, 0.9  # how often each reaches the decoder in training
 PERCEPTUAL_WEIGHT = 0.1
+PLANE_PENALTY = 0.004  # on their mean square: what needn't be said isn't
 AUTOENCODER, DENOISER = "small/m2v_autoencoder", "small/m2v_denoiser"
 
 
@@ -69,9 +70,8 @@ def autoencoder_loss(features: nn.Module | None) -> Callable[[nn.Module, Sample,
         if features is not None:  # every second frame
             some = (part[:, :, ::2] for part in (pred, clip, weight))
             terms["features"] = PERCEPTUAL_WEIGHT * features.to(device)(*some)
-        with torch.no_grad():
-            terms["plane_rms"] = planes.xy.float().square().mean().sqrt()
-        return terms
+        size = planes.pack().float().square().mean()
+        return {**terms, "planes": PLANE_PENALTY * size, "plane_rms": size.detach().sqrt()}
 
     return loss
 
