@@ -1,7 +1,7 @@
 """Train stage one, speech to motion (AToM-Net):
 
     uv run --extra train train_a2m.py data=DIR out=runs/a2m
-    uv run --extra train accelerate launch train_a2m.py data=DIR out=runs/a2m model=paper
+    uv run --extra train accelerate launch --multi_gpu train_a2m.py data=DIR out=runs/a2m
 
 The same command again goes on where the run in `out` stopped. conf/train/a2m holds what can be set (train.minutes=60,
 init=small to start from the built-in weights); the result is `out`/weights.
@@ -13,7 +13,7 @@ from pathlib import Path
 from a2m.model import AToMConfig
 from a2m.training import DataConfig, setup
 from common.command import compose, open_run, run
-from common.trainer import TrainConfig, train
+from common.trainer import TrainConfig, first_process_first, train
 
 
 @dataclass
@@ -27,10 +27,12 @@ class TrainA2MConfig:
 
 
 def main(overrides: list[str]) -> None:
-    config = compose("a2m", TrainA2MConfig, overrides)
-    open_run(Path(config.out), config, lasting=("model", "options"))
-    task = setup(Path(config.data), config.model, config.options, config.init, config.train.seed)
-    train(task, Path(config.out), config.train)
+    c = compose("a2m", TrainA2MConfig, overrides)
+    data_dir, run_dir = Path(c.data), Path(c.out)
+    with first_process_first(c.train):
+        open_run(run_dir, c, lasting=("model", "options"))
+        task = setup(data_dir, c.model, c.options, c.init, c.train.seed)
+    train(task, run_dir, c.train)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@
 
 The same command again goes on where the run in `out` stopped. conf/train/autoencoder and conf/train/diffusion hold what
 can be set (train.minutes=60, init=small to start from the built-in weights); the result is `out`/weights.
-`accelerate launch` in front of train_m2v.py trains in several processes.
 """
 
 from dataclasses import dataclass, field
@@ -13,11 +12,12 @@ from pathlib import Path
 
 from common.command import compose, open_run, run
 from common.errors import InputError
-from common.trainer import TrainConfig, train
+from common.trainer import TrainConfig, first_process_first, train
 from m2v.autoencoder import AutoencoderConfig
-from m2v.training import DataConfig, setup_autoencoder
+from m2v.denoiser import DenoiserConfig
+from m2v.training import DataConfig, setup_autoencoder, setup_diffusion
 
-STAGES = ("autoencoder",)
+STAGES = ("autoencoder", "diffusion")
 
 
 @dataclass
@@ -30,19 +30,43 @@ class TrainAutoencoderConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
 
 
+@dataclass
+class TrainDiffusionConfig:
+    data: str = "???"
+    out: str = "???"
+    init: str = ""
+    autoencoder: str = "small/m2v_autoencoder"  # whose planes are diffused: built-in name, folder, hub id
+    n_samples: int = 2000  # clips whose planes are encoded, once, into the run's folder
+    model: DenoiserConfig = field(default_factory=DenoiserConfig)
+    options: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
 def main(overrides: list[str]) -> None:
     stages = [override.removeprefix("stage=") for override in overrides if override.startswith("stage=")]
     rest = [override for override in overrides if not override.startswith("stage=")]
     if stages == ["autoencoder"]:
         train_autoencoder(compose("autoencoder", TrainAutoencoderConfig, rest))
+    elif stages == ["diffusion"]:
+        train_diffusion(compose("diffusion", TrainDiffusionConfig, rest))
     else:
         raise InputError(f"Say once what to train: {' or '.join(f'stage={stage}' for stage in STAGES)}.")
 
 
-def train_autoencoder(config: TrainAutoencoderConfig) -> None:
-    open_run(Path(config.out), config, lasting=("model", "options"))
-    task = setup_autoencoder(Path(config.data), config.model, config.options, config.init, config.train.seed)
-    train(task, Path(config.out), config.train)
+def train_autoencoder(c: TrainAutoencoderConfig) -> None:
+    data_dir, run_dir = Path(c.data), Path(c.out)
+    with first_process_first(c.train):
+        open_run(run_dir, c, lasting=("model",))  # crops may grow from one start to the next
+        task = setup_autoencoder(data_dir, c.model, c.options, c.init, c.train.seed)
+    train(task, run_dir, c.train)
+
+
+def train_diffusion(c: TrainDiffusionConfig) -> None:
+    data_dir, run_dir = Path(c.data), Path(c.out)
+    with first_process_first(c.train):
+        open_run(run_dir, c, lasting=("model", "options", "autoencoder", "n_samples"))
+        task = setup_diffusion(data_dir, c.model, c.options, run_dir, c.init, c.autoencoder, c.n_samples, c.train.seed)
+    train(task, run_dir, c.train)
 
 
 if __name__ == "__main__":

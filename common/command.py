@@ -15,7 +15,7 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from common.errors import InputError
@@ -60,7 +60,7 @@ def compose(name: str, schema: type[Config], overrides: list[str]) -> Config:
     for override in overrides:
         if not re.match(r"~?[\w.@/]+=", override):
             raise InputError(f"'{override}' is not an override like train.seed=3: {where}.")
-    ConfigStore.instance().store(name="schema", node=schema)
+    ConfigStore.instance().store(name="schema", node=writable(OmegaConf.structured(schema)))
     try:
         with initialize_config_dir(str(CONF_DIR / name), version_base="1.3"):
             config = OmegaConf.to_object(hydra_compose("config", overrides))
@@ -69,6 +69,16 @@ def compose(name: str, schema: type[Config], overrides: list[str]) -> Config:
         raise InputError(f"The configuration does not fit ({reason}): {where}.") from error
     assert isinstance(config, schema)
     return config
+
+
+def writable(node: DictConfig) -> DictConfig:
+    """The same node, in which overrides may be set below frozen dataclasses too."""
+    OmegaConf.set_readonly(node, False)
+    for key in node:
+        child = None if OmegaConf.is_missing(node, key) else node[key]
+        if isinstance(child, DictConfig):
+            writable(child)
+    return node
 
 
 def open_run(run_dir: Path, config: Any, lasting: tuple[str, ...]) -> None:

@@ -18,7 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -26,7 +26,7 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
+from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType, PartialState
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_collate
@@ -271,6 +271,15 @@ def check_config(config: TrainConfig) -> None:
             raise InputError(f"train.{name} is '{getattr(config, name)}': choose {' or '.join(choices)}.")
     if config.compile and not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")):
         raise InputError("train.compile needs a C++ compiler and there is none here: install one, or leave it away.")
+
+
+@contextmanager
+def first_process_first(config: TrainConfig) -> Iterator[None]:
+    """For a task's set-up: fresh weights follow from the seed, and what is cached on disk is made by one process."""
+    check_config(config)
+    torch.manual_seed(config.seed)
+    with PartialState(cpu=config.device == "cpu").main_process_first():
+        yield
 
 
 def start_processes(config: TrainConfig) -> Accelerator:
