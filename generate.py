@@ -32,6 +32,7 @@ Item = TypeVar("Item")
 
 POSES = ("natural", "still")
 RENDERERS = ("mcvdm", "warp")
+MOST_STEPS = 1000  # timesteps that the models were trained with
 OPEN_MOUTH, TURNED_RAD = 0.15, 0.6  # a picture beyond these deserves a note
 FLAG_OVERRIDES = {"seed": "seed", "steps": "steps", "device": "device", "pose": "pose", "renderer": "m2v"}
 
@@ -40,19 +41,25 @@ FLAG_OVERRIDES = {"seed": "seed", "steps": "steps", "device": "device", "pose": 
 class AudioToMotionConfig:
     name: str = "???"  # which model: the files of conf/a2m
     weights: str = "???"  # built-in name, folder, or hub id
+    steps: int | None = None  # of sampling; None: the weights' own, as the next
+    guidance_scale: float | None = None  # how closely AToM-Net keeps to what it hears; 1: no guidance
 
 
 @dataclass
 class MotionToVideoConfig:
     name: str = "???"  # which renderer: the files of conf/m2v
+    autoencoder: str = ""  # weights of mcvdm: built-in names, folders, or hub ids
+    denoiser: str = ""
+    steps: int | None = None  # of sampling; None: the weights' own; 0: none, planes of zeros (a regression)
+    guidance_scale: float = 1.0  # above 1 takes twice as long
 
 
 @dataclass
 class GenerateConfig:
     a2m: AudioToMotionConfig = field(default_factory=AudioToMotionConfig)
     m2v: MotionToVideoConfig = field(default_factory=MotionToVideoConfig)
-    seed: int = 0  # of everything that is drawn: head motion and blinks
-    steps: int | None = None  # sampling steps of diffusion models; None: the model's own
+    seed: int = 0  # of everything that is drawn
+    steps: int | None = None  # sampling steps of both stages; None: what each says
     device: str = "auto"
     pose: str = "natural"  # or still
     crf: int = 18  # quality of the H.264 stream, 0 (lossless) to 51
@@ -128,8 +135,8 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     add("--out", type=Path, metavar="MP4", help="default: outputs/<audio>_<image>.mp4")
     add("--overwrite", action="store_true", help="replace the output if it exists")
-    add("--seed", type=int, help="of head motion and blinks (default 0); the same seed gives the same frames")
-    add("--steps", type=int, help="sampling steps of diffusion models")
+    add("--seed", type=int, help="of all that is drawn (default 0); the same seed gives the same frames")
+    add("--steps", type=int, help="sampling steps of both stages (default: what the weights say)")
     add("--device", help="auto, cpu or cuda (default: auto)")
     add("--pose", choices=POSES, help="natural: the head moves and blinks (default); still: as in the picture")
     add("--motion-only", type=Path, metavar="NPZ", help="stop after stage one and save the Motion")
@@ -211,12 +218,13 @@ def compose(args: argparse.Namespace, overrides: list[str]) -> GenerateConfig:
         raise InputError(f"A seed is a whole number from 0 to {2**32 - 1}, not {config.seed}")
     if not 0 <= config.crf <= 51:
         raise InputError(f"crf goes from 0 (lossless) to 51, not {config.crf}")
-    if config.steps is not None and config.steps < 1:
-        raise InputError(f"A model needs at least 1 sampling step, not {config.steps}")
-    if config.a2m.name != "regression":
-        raise InputError(f"There is no stage one called '{config.a2m.name}': choose a2m=regression")
-    if config.m2v.name != "warp" and not args.motion_only:
-        raise InputError(f"There are no built-in weights for the renderer '{config.m2v.name}' yet: use --renderer warp")
+    if config.steps is not None and not 1 <= config.steps <= MOST_STEPS:
+        raise InputError(f"Sampling takes 1 to {MOST_STEPS} steps, not {config.steps}")
+    if config.m2v.name not in RENDERERS:
+        raise InputError(f"There is no renderer '{config.m2v.name}': choose {' or '.join(RENDERERS)}")
+    for name, steps, least in (("a2m", config.a2m.steps, 1), ("m2v", config.m2v.steps, 0)):
+        if steps is not None and not least <= steps <= MOST_STEPS:
+            raise InputError(f"{name}.steps goes from {least} to {MOST_STEPS}, not {steps}")
     if config.steps is not None and (config.a2m.name, config.m2v.name) == ("regression", "warp"):
         say("note: neither the regression nor the warp samples in steps: --steps has no effect")
     return config
@@ -379,7 +387,16 @@ def speak(
     model = AudioToMotion.from_pretrained(config.a2m.weights, device=device)
     height, width = reference.picture.shape[:2]
     pose: PoseMode = "still" if config.pose == "still" else "natural"
-    motion = model(audio, reference.lm3d, reference.pose, (width, height), pose=pose, seed=config.seed)
+    motion = model(
+        audio,
+        reference.lm3d,
+        reference.pose,
+        (width, height),
+        pose=pose,
+        seed=config.seed,
+        n_steps=config.steps or config.a2m.steps,
+        guidance_scale=config.a2m.guidance_scale,
+    )
     say(f"stage one: {model.name} ({config.a2m.weights}), head {config.pose}, {motion.n_frames} frames")
     return motion
 
@@ -396,20 +413,37 @@ def render(
     from common.face.model import FaceModel
     from common.media import VideoWriter
     from m2v.drive import drive
-    from m2v.preview import LIMITS, WarpRenderer
+    from m2v.preview import LIMITS
 
     model = FaceModel.builtin()
     landmarks = drive(motion, reference, model.mean, LIMITS)
     if (landmarks - drive(motion, reference, model.mean)).norm(dim=-1).max() > 3:
         say("note: the motion goes further than the picture can follow: turns, shifts and sizes are held back")
     height, width = reference.picture.shape[:2]
-    renderer = WarpRenderer(reference, device)
-    say(f"stage two: {renderer.name} (the picture bent along the landmarks; only a mouth's inside is painted)")
+    frames = frames_of(config, reference, landmarks, device)
     with VideoWriter(
         video_path, width, height, fps=motion.fps, audio_path=args.audio, overwrite=args.overwrite, crf=config.crf
     ) as writer:
-        for frame in progress(renderer.render(landmarks), motion.n_frames, "frames"):
+        for frame in progress(frames, motion.n_frames, "frames"):
             writer.write(frame)
+
+
+def frames_of(
+    config: GenerateConfig, reference: "ReferencePicture", landmarks: "torch.Tensor", device: "torch.device"
+) -> "Iterator[np.ndarray]":
+    """The chosen renderer at work."""
+    if config.m2v.name == "warp":
+        from m2v.preview import WarpRenderer
+
+        say("stage two: warp (the picture bent along the landmarks; only a mouth's inside is painted)")
+        return WarpRenderer(reference, device).render(landmarks)
+    from m2v.pipeline import MCVDM
+
+    model = MCVDM.from_pretrained(config.m2v.autoencoder, config.m2v.denoiser, device)
+    n_steps = config.m2v.steps if config.steps is None else config.steps
+    n_steps = model.denoiser.config.n_steps if n_steps is None else n_steps
+    say(f"stage two: {model.name} ({config.m2v.denoiser}), {n_steps} steps a clip")
+    return model.render(reference, landmarks, config.seed, n_steps, config.m2v.guidance_scale)
 
 
 # ---- what is said ---------------------------------------------------------------------------------------------------

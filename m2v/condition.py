@@ -1,7 +1,8 @@
 """What stage two is told about each frame: the reference picture, warped and as it is, and the landmarks asked for.
 
 The autoencoder and the denoiser look at the same `Conditions`. Where the reference's mouth is closed nothing is known
-of its inside, and where it is open, that inside would leak into every frame: within the inner lips the warp is blank.
+of its inside, and where it is open, that inside would leak into every frame: within the inner lips the warp is one dark
+colour, in the light that the lips are in.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from torch import Tensor
 from common.face import warp
 from common.face.draw import landmark_map
 
+OUTER_MIDDLE, INNER_MIDDLE = (50, 51, 52, 56, 57, 58), (61, 62, 63, 65, 66, 67)  # facing each other across the lips
+DARKNESS = 0.35  # of the lips' light
 Window = tuple[int, int, int]  # first row, first column and side of a square part of the picture, multiples of 16
 
 
@@ -22,7 +25,7 @@ Window = tuple[int, int, int]  # first row, first column and side of a square pa
 class Conditions:
     """Of a clip [B, S, ...] (or, without the B, of one clip). Pictures are in [-1, 1], masks and maps in 0..1.
 
-    reference: [B, 3, H, W]; warped: [B, S, 3, H, W], 0 within the lips; inner: [B, S, 1, H, W], within the lips;
+    reference: [B, 3, H, W]; warped: [B, S, 3, H, W], one colour within the lips; inner: [B, S, 1, H, W], within the lips;
     visible: [B, S, 1, H/2, W/2], where the warp can be trusted; maps: [B, S, 3, H/2, W/2], the landmarks drawn.
     """
 
@@ -59,11 +62,20 @@ def build(picture: Tensor, source: Tensor, targets: Tensor, window: Window | Non
     warped = warp.apply(picture[None], grid[:, top : top + rows, left : left + columns])
     return Conditions(
         reference=picture[:, top : top + rows, left : left + columns],
-        warped=warped * (1 - inner),
+        warped=warped + inner * (dark_of(picture, source) - warped),
         inner=inner,
         visible=F.avg_pool2d(visible, 2),
         maps=draw(targets, window or (0, 0, height), columns),
     )
+
+
+def dark_of(picture: Tensor, source: Tensor) -> Tensor:
+    """A dark version of the lips' colour, [3, 1, 1] in [-1, 1]: a first guess at the inside of a mouth."""
+    height, width = picture.shape[-2:]
+    lips = (source[list(OUTER_MIDDLE)] + source[list(INNER_MIDDLE)]) / 2
+    columns, rows = lips[:, 0].round().long().clamp(0, width - 1), lips[:, 1].round().long().clamp(0, height - 1)
+    colour = picture[:, rows, columns].median(dim=1).values
+    return (DARKNESS * (colour + 1) - 1).view(3, 1, 1)
 
 
 def draw(targets: Tensor, window: Window, columns: int) -> Tensor:
