@@ -25,7 +25,7 @@ Window = tuple[int, int, int]  # first row, first column and side of a square pa
 class Conditions:
     """Of a clip [B, S, ...] (or, without the B, of one clip). Pictures are in [-1, 1], masks and maps in 0..1.
 
-    reference: [B, 3, H, W]; warped: [B, S, 3, H, W], one colour within the lips; inner: [B, S, 1, H, W], within the lips;
+    reference: [B, 3, H, W]; warped: [B, S, 3, H, W], one colour within the lips; inner: [B, S, 1, H, W], 1 there;
     visible: [B, S, 1, H/2, W/2], where the warp can be trusted; maps: [B, S, 3, H/2, W/2], the landmarks drawn.
     """
 
