@@ -18,11 +18,13 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from common import weights
+from common.errors import InputError
 from common.triplane import TriPlane, unpack
 from common.unet_layers import zero_init
 from m2v.condition import Conditions
 from m2v.layers import PixelNorm, PlanePool, PlaneSpread, Up, residuals
 
+FORMAT = "duet-m2v-autoencoder-1"
 FACTOR = 8  # pixels of a frame per row or column of a plane
 PATCH = 4  # pixels of a frame per row or column of the finer features
 
@@ -122,6 +124,10 @@ class Autoencoder(nn.Module):
         skips = repeat(keep[:, 1], "b -> (b s) 1 1 1", s=n_frames).to(features[0].dtype)
         return self.decode(seen, conditions, [features[0] * skips, features[1]]), planes
 
+    def decoder_parts(self) -> list[nn.Module]:
+        """What only `decode` uses."""
+        return [self.spread, self.middle, self.up, self.fuse, self.blocks, self.head]
+
     def zeros(self, conditions: Conditions) -> TriPlane:
         """Planes that say nothing, of the size that goes with the conditions."""
         n_clips, n_frames, _, height, width = conditions.warped.shape
@@ -151,12 +157,14 @@ def _last(x: Tensor) -> Tensor:
 
 def save_autoencoder(model: nn.Module, folder: Path) -> None:
     assert isinstance(model, Autoencoder)
-    weights.save(folder, model, {"format": "duet-m2v-autoencoder-1", "autoencoder": asdict(model.config)})
+    weights.save(folder, model, {"format": FORMAT, "autoencoder": asdict(model.config)})
 
 
 def load_autoencoder(name: str | Path, config: AutoencoderConfig | None = None) -> Autoencoder:
     """From weights; with `config`, only if they were made for it."""
     state, stored = weights.from_pretrained(name)
+    if stored.get("format") != FORMAT:
+        raise InputError(f"{name} does not hold an autoencoder of this version ({FORMAT}): name weights that do.")
     if config is None:
         config = AutoencoderConfig(**stored["autoencoder"])
     model = Autoencoder(config)

@@ -91,7 +91,7 @@ def decoded(video_path: Path, cache_dir: Path) -> np.ndarray:
     stat = video_path.stat() if video_path.is_file() else None
     stamp = f"{stat.st_size:x}" if stat else ""
     cached = cache_dir / f"{video_path.stem}.{stamp}.npy"
-    if not cached.is_file():
+    if not is_whole(cached):
         with VideoReader(video_path) as video:
             if (video.width, video.height) != (FRAME_PX, FRAME_PX):
                 raise InputError(
@@ -102,6 +102,14 @@ def decoded(video_path: Path, cache_dir: Path) -> np.ndarray:
         with atomic_path(cached, overwrite=True) as temporary, temporary.open("wb") as file:
             np.save(file, frames)
     return np.load(cached, mmap_mode="r")
+
+
+def is_whole(cached: Path) -> bool:
+    """Whether an array is there, with as many bytes as its header says."""
+    try:
+        return cached.is_file() and len(np.load(cached, mmap_mode="r")) > 0
+    except (OSError, ValueError):
+        return False
 
 
 def smoothed(points: Tensor, sigma: float = 1.2) -> Tensor:

@@ -18,12 +18,14 @@ from torch import Generator, Tensor, nn
 
 from common import diffusion, weights
 from common.diffusion import DiffusionConfig
+from common.errors import InputError
 from common.triplane import TriPlane, packed_length, unpack
 from common.unet import UNet, UNetConfig
 from m2v.autoencoder import FACTOR
 from m2v.condition import Conditions
 from m2v.layers import PixelNorm, PlanePool, residuals
 
+FORMAT = "duet-m2v-denoiser-1"
 Glance = tuple[Tensor, Tensor, Tensor]
 N_DRAWN, N_WARPED, N_REFERENCE = 16, 4, 12  # channels of a Glance
 
@@ -182,12 +184,14 @@ def clip_noise(n_frames: int, side: int, channels: int, shared: Tensor, generato
 
 def save_denoiser(model: nn.Module, folder: Path) -> None:
     assert isinstance(model, Denoiser)
-    weights.save(folder, model, {"format": "duet-m2v-denoiser-1", "denoiser": asdict(model.config), "plane": FACTOR})
+    weights.save(folder, model, {"format": FORMAT, "denoiser": asdict(model.config), "plane": FACTOR})
 
 
 def load_denoiser(name: str | Path, config: DenoiserConfig | None = None) -> Denoiser:
     """From weights; with `config`, only if they were made for it."""
     state, stored = weights.from_pretrained(name)
+    if stored.get("format") != FORMAT:
+        raise InputError(f"{name} does not hold a denoiser of this version ({FORMAT}): name weights that do.")
     model = Denoiser(config or DenoiserConfig(**stored["denoiser"]))
     weights.load_into(model, state, name)
     return model.eval()

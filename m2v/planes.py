@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.files import atomic_path
 from common.triplane import unpack
 from m2v.autoencoder import Autoencoder
 from m2v.data import ClipSamples, conditions_of
@@ -51,7 +52,8 @@ def encode(autoencoder: Autoencoder, samples: ClipSamples, n_samples: int, folde
             log.info("encoded %d of %d clips in %.0f s", k + 1, n_samples, time.monotonic() - started)
     for array in arrays.values():
         array.flush()  # type: ignore[attr-defined]  # memmaps have it
-    stamp.write_text(json.dumps(made_from))
+    with atomic_path(stamp, overwrite=True) as temporary:
+        temporary.write_text(json.dumps(made_from))
     return arrays
 
 

@@ -31,11 +31,25 @@ AUTOENCODER, DENOISER = "small/m2v_autoencoder", "small/m2v_denoiser"
 
 
 def setup_autoencoder(
-    data_dir: Path, config: AutoencoderConfig, data: DataConfig, init: str = "", seed: int = 0, features: str = "auto"
+    data_dir: Path,
+    config: AutoencoderConfig,
+    data: DataConfig,
+    init: str = "",
+    seed: int = 0,
+    features: str = "auto",
+    decoder_only: bool = False,
 ) -> Task:
-    """The autoencoder's training; init: weights to start from (a name or a folder), nothing for fresh ones."""
+    """The autoencoder's training; init: weights to start from (a name or a folder), nothing for fresh ones.
+
+    features: the perceptual loss, see `losses.perceptual`. decoder_only: what makes planes stays as it is, so that a
+    denoiser trained on them (meanwhile, even) still fits.
+    """
     cache_dir = Path(data.cache_dir)
     model = load_autoencoder(AUTOENCODER if init == "small" else init, config) if init else Autoencoder(config)
+    if decoder_only:
+        model.requires_grad_(False)
+        for part in model.decoder_parts():
+            part.requires_grad_(True)
     samples = ClipSamples(read_clips(data_dir, "train", data.n_frames, cache_dir, ("talking", "silent")), data, seed)
     held_out = validation_samples(read_clips(data_dir, "val", 16, cache_dir, ("talking",)))
 
