@@ -41,11 +41,11 @@ class AToMConfig:
     space: str = "coefficients"  # or "points": what is diffused (a2m/space.py)
     n_lip: int = 6  # coefficients; 98 % of the variance of lips and jaw
     n_rest: int = 8
-    width: int = 192
-    n_layers: int = 4
+    width: int = 128
+    n_layers: int = 3
     n_heads: int = 4
     ff_width: int = 384
-    n_encoder_layers: int = 2  # of the speech and of the reference
+    n_encoder_layers: int = 1  # of the speech and of the reference
     dropout: float = 0.2
     window: int = 64  # frames
     overlap: int = 16  # frames that windows share in long speech

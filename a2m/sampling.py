@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 
 from a2m.data import Clip
 from a2m.model import AToMNet, Condition
-from a2m.mouth import keep_lips_apart, lip_gap
+from a2m.mouth import closed, keep_lips_apart, lip_gap
 from a2m.regression import MEL_RANGE
 from a2m.speech import mouth_gate
 from common.diffusion import Denoiser, ddim, guided, noise_from, pvdm_timesteps
@@ -145,9 +145,11 @@ def _denoise(model: AToMNet, x_t: Tensor, timestep: Tensor, condition: Condition
 # ---- for measuring
 
 
-def clip_reference(clip: Clip) -> Tensor:
-    """A clip's frame with the mouth most nearly closed: LM3D [68, 3]; what a picture of that person gives."""
-    return clip.lm3d[int(clip.opening.argmin())]
+def clip_reference(model: AToMNet, clip: Clip) -> Tensor:
+    """A clip's frame with the mouth most nearly closed, closed as the pipeline does with a picture's: LM3D [68, 3]."""
+    mean = FaceModel.builtin().mean
+    points = clip.lm3d[int(clip.opening.argmin())] + mean
+    return closed(points, model.space.opening_direction.cpu()) - mean
 
 
 def predict_openings(
@@ -164,7 +166,7 @@ def predict_openings(
         model,
         lambda first, last: mel_features(clip.mel[first:last], clip.mel_mean),
         len(clip.mel),
-        clip_reference(clip),
+        clip_reference(model, clip),
         generators,
         n_steps,
         guidance_scale,
