@@ -17,7 +17,7 @@ import torch
 
 from a2m.data import read_clips
 from benchmarks import openings
-from benchmarks.openings import ATOM, FULL, REGRESSION, RESTORED, Forecast, baselines, sampled, score
+from benchmarks.openings import ATOM, DEAF, FULL, REGRESSION, RESTORED, WITH_ERRORS, Forecast, baselines, sampled, score
 from benchmarks.renders import PICTURE_COLUMNS, REAL, Quality, Scene, ceiling, judge, mcvdm, read_scenes
 from benchmarks.report import by_person, count, differences, estimate, interval, run_main, table
 from common.face.model import FaceModel
@@ -25,6 +25,7 @@ from common.memory import keep_freed_memory
 from m2v.pipeline import AUTOENCODER, DENOISER, MCVDM
 
 SAMPLED, ZERO, REGRESSED, TRUE = "planes sampled", "planes zero", "planes regressed", "true planes"
+COMPARED = (REGRESSION, RESTORED, FULL, DEAF, WITH_ERRORS)  # by the energy score
 DETAIL = {column.field: column for column in PICTURE_COLUMNS if column.is_ratio}
 
 
@@ -107,17 +108,18 @@ def plane_claims(values: Mapping[str, Sequence[Quality]]) -> list[Claim]:
 
 def openings_of_mouths(data_dir: Path, split: str, weights: str, n_seeds: int) -> None:
     face_model = FaceModel.builtin()
-    forecasts: dict[str, Forecast] = {"ours": sampled(weights, n_seeds), **baselines([], face_model)}
-    clips = read_clips(data_dir, split, face_model)
+    others = read_clips(data_dir, "val", face_model)
+    rivals = baselines([], others, n_seeds, face_model)
+    forecasts: dict[str, Forecast] = {"ours": sampled(weights, n_seeds), **rivals}
+    clips = others if split == "val" else read_clips(data_dir, split, face_model)
     for title, is_word in (("running speech", False), ("single words", True)):
         chosen = [clip for clip in clips if clip.is_word is is_word]
         persons = [clip.person for clip in chosen]
         values = {name: [score(each(clip), clip.opening) for clip in chosen] for name, each in forecasts.items()}
         print(f"\nStage one, {split} split, {title}: {count(persons)}, {n_seeds} samples each\n")
-        rivals = (REGRESSION, RESTORED, FULL)
-        print(table(openings.COLUMNS, values, [("ours", rival) for rival in rivals], persons) + "\n")
+        print(table(openings.COLUMNS, values, [("ours", name) for name in COMPARED], persons) + "\n")
         energy = next(column for column in openings.COLUMNS if column.field == "energy")
-        for rival in rivals:
+        for rival in COMPARED:
             claim = Claim(f"energy score below that of: {rival}", differences(energy, values["ours"], values[rival]))
             print("- " + claim.verdict(persons), flush=True)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from einops import reduce
 from torch import Tensor
@@ -35,6 +36,7 @@ Forecast = Callable[[Clip], Tensor]
 
 STILL, RETRIEVED = "mouth held still", "nearest training speech"
 REGRESSION, RESTORED, FULL = "regression", "regression, variance restored", "regression, told the amplitude"
+DEAF, WITH_ERRORS = "other people's mouths", "regression + its errors on others"
 
 
 @dataclass(frozen=True)
@@ -76,10 +78,16 @@ def load_atom(weights: str | Path) -> AToMNet:
     return AToMNet.from_state(state, config, weights).eval()
 
 
-def baselines(train_clips: Sequence[Clip], face_model: FaceModel) -> dict[str, Forecast]:
-    """What a sampler must beat. "Variance restored" is what `a2m=regression` shows; "told the amplitude" takes the
+def baselines(
+    train_clips: Sequence[Clip], others: Sequence[Clip], n_samples: int, face_model: FaceModel
+) -> dict[str, Forecast]:
+    """What a sampler must beat.
 
-    real clip's, which nobody has: the regression at its liveliest. Retrieval is left out without training clips.
+    "Variance restored" is what `a2m=regression` shows; "told the amplitude" takes the real clip's, which nobody has:
+    the regression at its liveliest. A single course can't say what it does not know, and the energy score rewards
+    saying it; so two rivals make samples without a generative model: mouths of other people, who say something else,
+    and the regression with its errors on other people added. others: clips on which no network was trained. Retrieval
+    is left out without training clips.
     """
     model = Regression.from_pretrained(WEIGHTS)
     raw, restored = (regression(model, is_stretched, face_model) for is_stretched in (False, True))
@@ -89,7 +97,34 @@ def baselines(train_clips: Sequence[Clip], face_model: FaceModel) -> dict[str, F
     forecasts[REGRESSION] = lambda clip: raw(clip)[None]
     forecasts[RESTORED] = lambda clip: restored(clip)[None]
     forecasts[FULL] = lambda clip: rescaled(raw(clip), clip.opening)[None]
+    mouths = OtherPeople(others, [clip.opening for clip in others], n_samples)
+    errors = OtherPeople(others, [centred(clip.opening) - centred(raw(clip)) for clip in others], n_samples)
+    forecasts[DEAF] = mouths
+    forecasts[WITH_ERRORS] = lambda clip: raw(clip) + errors(clip)
     return forecasts
+
+
+class OtherPeople:
+    """Courses [n, T] of other people's clips of the same kind, cut and joined at random to the length of a clip's."""
+
+    def __init__(self, clips: Sequence[Clip], courses: Sequence[Tensor], n_samples: int) -> None:
+        self.clips, self.courses, self.n_samples = clips, [centred(course) for course in courses], n_samples
+
+    def __call__(self, clip: Clip) -> Tensor:
+        pairs = zip(self.clips, self.courses, strict=True)
+        known = [course for other, course in pairs if other.person != clip.person and other.is_word == clip.is_word]
+        rng = np.random.default_rng([len(clip.opening), *clip.name.encode()])
+        return torch.stack([self._course(known, len(clip.opening), rng) for _ in range(self.n_samples)])
+
+    @staticmethod
+    def _course(known: Sequence[Tensor], n_frames: int, rng: np.random.Generator) -> Tensor:
+        parts: list[Tensor] = []
+        while sum(map(len, parts)) < n_frames:
+            course = known[int(rng.integers(len(known)))]
+            missing = n_frames - sum(map(len, parts))
+            start = int(rng.integers(max(0, len(course) - missing) + 1))
+            parts.append(course[start : start + missing])
+        return torch.cat(parts)
 
 
 class Retrieval:

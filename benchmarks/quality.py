@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from a2m.data import read_clips
-from benchmarks.openings import ATOM, COLUMNS, REGRESSION, RESTORED, baselines, sampled, score
+from benchmarks.openings import ATOM, COLUMNS, REGRESSION, RESTORED, WITH_ERRORS, baselines, sampled, score
 from benchmarks.renders import (
     MOTION_COLUMNS,
     PICTURE_COLUMNS,
@@ -70,10 +70,11 @@ def main() -> None:
 
 def speech_to_motion(data_dir: Path, split: str, weights: str, n_seeds: int) -> None:
     face_model = FaceModel.builtin()
-    forecasts = baselines(read_clips(data_dir, "train", face_model), face_model)
+    train_clips, others = (read_clips(data_dir, part, face_model) for part in ("train", "val"))
+    forecasts = baselines(train_clips, others, n_seeds, face_model)
     ours = sampled(weights, n_seeds)
     mean, single = f"ours, mean of {n_seeds} samples", "ours, single samples"
-    pairs = [(mean, REGRESSION), (single, REGRESSION), (single, RESTORED)]
+    pairs = [(mean, REGRESSION), (single, REGRESSION), (single, RESTORED), (single, WITH_ERRORS)]
     clips = read_clips(data_dir, split, face_model)
     for title, is_word in PARTS:
         chosen = [clip for clip in clips if clip.is_word is is_word]

@@ -67,19 +67,21 @@ def estimate(values: Sequence[float], persons: Sequence[str], is_ratio: bool = F
     kept, of = [value for value, _ in known], [person for _, person in known]
     bounds = [float(by_person(kept, of).mean()), *interval(kept, of)]
     mean, low, high = np.exp(bounds) if is_ratio else bounds
-    half = (high - low) / 2
-    if len(set(of)) < FEW:
-        half = max(half, 0.05 * abs(mean))
-    if high - low < 1e-9:
+    if high - low <= 1e-5 * abs(mean):
         return f"{mean:.2g}"  # a constant, or one person
-    return f"{_digits(mean, half)} ({_digits(low, half)} to {_digits(high, half)})"
+    half, unit = (high - low) / 2, 3.0
+    if len(set(of)) < FEW:
+        half, unit = max(half, 0.05 * abs(mean)), 1.0
+    # A half width of 0.3 to 3 allows one decimal, of 0.03 to 0.3 two, ...; of few people a third of that.
+    n_decimals = max(0, math.ceil(-math.log10(half / unit)))
+    mean_text, low_text, high_text = (_fixed(value, n_decimals) for value in (mean, low, high))
+    return f"{mean_text} ({low_text} to {high_text})"
 
 
-def _digits(value: float, half_width: float) -> str:
-    """A half width of 0.3 to 3 allows one decimal, of 0.03 to 0.3 two, ..."""
-    n_decimals = max(0, math.ceil(-math.log10(half_width / 3)))
+def _fixed(value: float, n_decimals: int) -> str:
+    """Without the sign of a zero."""
     text = f"{value:.{n_decimals}f}"
-    return text.removeprefix("-") if not float(text) else text
+    return text if float(text) else text.removeprefix("-")
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -59,8 +59,9 @@ def test_an_estimate_has_the_digits_that_its_interval_allows(spread: float, expe
 
 
 def test_few_people_have_two_digits() -> None:
-    assert report.estimate([24.401, 24.403], ["ann", "bea"]) == "24.4 (24.4 to 24.4)"
+    assert report.estimate([24.401, 24.403], ["ann", "bea"]) == "24 (24 to 24)"
     assert report.estimate([1.3446, 1.3478], ["ann", "bea"]) == "1.35 (1.34 to 1.35)"
+    assert report.estimate([-0.0126, -0.0075], ["ann", "bea"]) == "-0.010 (-0.013 to -0.007)"
 
 
 def test_what_cannot_be_measured_is_left_out() -> None:

@@ -114,6 +114,9 @@ def model() -> MCVDM:
         torch.manual_seed(0)
         autoencoder = Autoencoder(AutoencoderConfig(widths=(32, 32), plane_width=32, n_blocks=(1, 1)))
         config = DenoiserConfig(condition_channels=4, condition_widths=(32, 32), channel_mult=(1, 1))
+        for parameter in autoencoder.parameters():
+            if not parameter.any():  # layers that begin at zero would let no plane through
+                torch.nn.init.normal_(parameter, std=0.1)
         return MCVDM(autoencoder.eval(), Denoiser(config).eval(), torch.device("cpu"))
 
 
@@ -204,6 +207,19 @@ def test_retrieval_answers_clips_of_any_length(n_frames: int) -> None:
     forecast = openings.Retrieval([heard(spoken(60), 1)])(heard(spoken(n_frames), 2))
     assert forecast.shape == (1, n_frames)
     assert forecast.isfinite().all()
+
+
+@pytest.mark.parametrize("n_frames", [5, 30, 100])
+def test_other_people_lend_their_mouths(n_frames: int) -> None:
+    ann, bea = (replace(clip_of(spoken(n)), person=person) for person, n in (("ann", 30), ("bea", 40)))
+    others = openings.OtherPeople([ann, bea], [torch.full((30,), 1.0).cumsum(0), spoken(40)], n_samples=3)
+    asked = replace(clip_of(spoken(n_frames)), person="ann")
+    samples = others(asked)
+    assert samples.shape == (3, n_frames)
+    known = (spoken(40) - spoken(40).mean()).tolist()
+    assert all(value in known for value in samples.flatten().tolist())  # bea's, never one's own
+    assert (others(asked) == samples).all()
+    assert (samples[0] != samples[1]).any()
 
 
 def test_score_of_samples_is_the_mean_of_theirs_but_for_the_energy() -> None:
