@@ -19,6 +19,7 @@ N_SLOW = N_DIMENSIONS + 1
 SPACES = ("coefficients", "points")
 _JAW_METRIC, _DEPTH_METRIC = 0.3, 0.5  # the jaw line slides along the cheek, and depth is noisy: they weigh less
 _REST_SMOOTHING_FRAMES = 2.0  # brows are slow; what is faster in their tracks is noise
+_LEAST_STD = 1e-5  # of what never moves
 _MIRROR_SLOW = (1.0, -1.0, -1.0, -1.0, 1.0, 1.0, 1.0)
 
 
@@ -90,7 +91,7 @@ class MotionSpace(nn.Module):
         self._fit_part("lip", lips, shares, lip_metric, is_points)
         self._fit_part("rest", rest + mirrored, torch.cat([shares, shares]) / 2, rest_metric, is_points)
         slow = torch.stack([slow_motion(clip, model).var(dim=0) for clip in clips])
-        self.slow_std.copy_((shares @ slow).sqrt())
+        self.slow_std.copy_((shares @ slow).sqrt().clamp(min=_LEAST_STD))
         direction = torch.zeros(len(LIP_STREAM), 3)
         for part, share in zip(lips, shares.tolist(), strict=True):
             gap = lip_gap(part) - lip_gap(part).mean()
@@ -111,7 +112,7 @@ class MotionSpace(nn.Module):
             return
         variance, vectors = torch.linalg.eigh(covariance)
         directions = vectors.flip(1)[:, : len(encoder)].mT.float()  # [n, P 3]
-        std = variance.flip(0)[: len(encoder), None].sqrt().float()
+        std = variance.flip(0)[: len(encoder), None].clamp(min=_LEAST_STD**2).sqrt().float()
         encoder.copy_(directions * metric.flatten() / std)
         decoder.copy_(directions / metric.flatten() * std)
 
