@@ -7,7 +7,7 @@ import numpy as np
 import soundfile
 import torch
 
-from common.face.model import FaceModel
+from common.face.model import LID_PAIRS, FaceModel
 from common.face.pos import Pose, flip_image
 from common.media import VideoWriter
 
@@ -51,7 +51,7 @@ def write_clip(folder: Path, name: str, person: str, kind: str, n_frames: int) -
 
 
 def track(n_frames: int, rng: np.random.Generator) -> np.ndarray:
-    """Landmarks [T, 68, 3] in pixels: the mean face, its mouth opening and closing, blinking, the head nodding."""
+    """Landmarks [T, 68, 3] in pixels: the mean face, its mouth opening and closing, blinks, nods."""
     model = FaceModel.builtin()
     frame = torch.arange(n_frames)
     shape = model.mean.repeat(n_frames, 1, 1)
@@ -59,6 +59,9 @@ def track(n_frames: int, rng: np.random.Generator) -> np.ndarray:
     opening = 0.06 * size * (1 + torch.sin(0.9 * frame + float(rng.uniform(0, 6))))
     for point in (*range(56, 59), *range(65, 68), *range(6, 11)):
         shape[:, point, 1] -= opening
+    closed = torch.exp(-0.5 * ((frame % 50 - 25) / 1.5) ** 2)
+    for upper, lower in LID_PAIRS:
+        shape[:, upper] -= closed[:, None] * (shape[:, upper] - shape[:, lower])
     shape += 0.002 * size * torch.from_numpy(rng.standard_normal((n_frames, 68, 3)).astype(np.float32))
     ones = torch.ones(n_frames)
     nod = torch.stack([128 + 0 * ones, 128 + 3 * torch.sin(0.2 * frame)], dim=-1)
