@@ -25,6 +25,7 @@ class TrainAutoencoderConfig:
     data: str = "???"  # folder with index.csv, clips/ and tracks/
     out: str = "???"  # folder of the run
     init: str = ""  # weights to start from: "small" (built in), a folder, a hub id; "": none
+    decoder_only: bool = False  # leave what makes planes as it is, for a denoiser that knows them
     model: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     options: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -57,7 +58,7 @@ def train_autoencoder(c: TrainAutoencoderConfig) -> None:
     data_dir, run_dir = Path(c.data), Path(c.out)
     with first_process_first(c.train):
         open_run(run_dir, c, lasting=("model",))  # crops may grow from one start to the next
-        task = setup_autoencoder(data_dir, c.model, c.options, c.init, c.train.seed)
+        task = setup_autoencoder(data_dir, c.model, c.options, c.init, c.train.seed, decoder_only=c.decoder_only)
     train(task, run_dir, c.train)
 
 
