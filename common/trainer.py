@@ -27,7 +27,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType, PartialState
-from accelerate.utils import send_to_device
+from accelerate.utils import gather_object, send_to_device
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_collate
 
@@ -113,6 +113,8 @@ def train(task: Task, run_dir: Path, config: TrainConfig) -> nn.Module:
     step, before_s = 0, 0.0  # steps done; seconds that earlier starts of this run took
     if (run_dir / CHECKPOINT_NAME).exists():
         step, before_s = restore(run_dir / CHECKPOINT_NAME, model, ema, optimizer)
+    if accelerator.num_processes > 1 and len(set(gather_object([step]))) > 1:
+        raise InputError(f"Not all machines see the same checkpoint in {run_dir}: let out be on a disk they share.")
     if config.compile:
         model.compile()
     parallel = accelerator.prepare_model(model)
@@ -136,7 +138,7 @@ def train(task: Task, run_dir: Path, config: TrainConfig) -> nn.Module:
     record, signals, timer = Record(run_dir, step, is_main), Signals(), Timer(before_s)
     with record, signals, closing(make_batches(task.dataset, config, step, rank, world, device)) as batches:
         if step == 0:
-            look(task, ema, run_dir, step, config, record, is_main)
+            look(task, ema, run_dir, 0, 0.0, config, record, is_main)
         timer.lap()  # what came before is nobody's step
         wants_stop, progress = agree(accelerator, signals.came, share_done(step, timer.total_s, config))
         while progress < 1 and not wants_stop:
@@ -169,14 +171,14 @@ def train(task: Task, run_dir: Path, config: TrainConfig) -> nn.Module:
 
             if config.log_every and step % config.log_every == 0:
                 record.write(accelerator, step, {"learning_rate": rate, **timer.figures()})
-            if look(task, ema, run_dir, step, config, record, is_main):
-                timer.lap()
             wants_stop, progress = agree(accelerator, signals.came, share_done(step, timer.total_s, config))
             is_over = wants_stop or progress >= 1
             if is_main and (is_over or timer.since_checkpoint_s > 60 * config.checkpoint_minutes):
                 task.save(ema, run_dir / WEIGHTS_DIR)
                 save_checkpoint(run_dir / CHECKPOINT_NAME, model, ema, optimizer, step, timer.total_s, config)
                 timer.checkpointed()
+            if not wants_stop and look(task, ema, run_dir, step, progress, config, record, is_main):
+                timer.lap()
     accelerator.wait_for_everyone()
     if progress < 1:
         raise KeyboardInterrupt(f"stopped at step {step}; the same command goes on from there")
@@ -227,6 +229,7 @@ def make_batches(
             dataset,  # type: ignore[arg-type]  # it has no length
             batch_sampler=numbers,
             num_workers=config.n_workers,
+            worker_init_fn=ignore_signals,
             pin_memory=device.type == "cuda",
         )
         yield from loader
@@ -249,6 +252,12 @@ def make_batches(
         finally:
             for future in pending:
                 future.cancel()
+
+
+def ignore_signals(worker: int) -> None:
+    """Batch systems send SIGTERM to all processes at once: those that make batches go on until the first one stops."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 # ---- set-up ---------------------------------------------------------------------------------------------------------
@@ -319,13 +328,20 @@ def agree(accelerator: Accelerator, wants_stop: bool, progress: float) -> tuple[
 
 
 def look(
-    task: Task, ema: nn.Module, run_dir: Path, step: int, config: TrainConfig, record: "Record", is_main: bool
+    task: Task,
+    ema: nn.Module,
+    run_dir: Path,
+    step: int,
+    progress: float,
+    config: TrainConfig,
+    record: "Record",
+    is_main: bool,
 ) -> bool:
-    """Once in a while, and before the first step: figures on held-out data and a picture; True if there were any.
+    """Now and then, before the first step and after the last: figures on held-out data and a picture; True if any.
 
     The first look also brings to light, at once, what would otherwise fail after an hour.
     """
-    last = step == config.n_steps
+    last = progress >= 1
     validates = task.validate is not None and config.validate_every and (last or step % config.validate_every == 0)
     samples = task.sample is not None and config.sample_every and (last or step % config.sample_every == 0)
     if is_main and (validates or samples):
