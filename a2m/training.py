@@ -50,6 +50,7 @@ class DataConfig:
     rest_weight: float = 0.3
     slow_weight: float = 0.3
     opening_weight: float = 1.0
+    low_noise: float = 1.0  # how much more a sample without noise weighs than one that is all noise
 
 
 class Speech:
@@ -149,15 +150,22 @@ def make_loss(options: DataConfig, space: MotionSpace, n_timesteps: int) -> Call
         timesteps, eps = draw(x_0, n_timesteps, generator)
         x_t = q_sample(x_0, timesteps, eps, alpha_bar)
         x_0_pred = model(x_t, timesteps, batch["audio"], batch["reference"], is_frame, batch["has_audio"]).float()
-        return loss_terms(x_0_pred, x_0, is_frame, space, opening.to(x_0), options)
+        weight = 1 / (1 - alpha_bar[timesteps.cpu()] * (1 - 1 / options.low_noise))
+        return loss_terms(x_0_pred, x_0, is_frame, space, opening.to(x_0), options, weight.to(x_0))
 
     return loss
 
 
 def loss_terms(
-    x_0_pred: Tensor, x_0: Tensor, is_frame: Tensor, space: MotionSpace, opening: Tensor, options: DataConfig
+    x_0_pred: Tensor,
+    x_0: Tensor,
+    is_frame: Tensor,
+    space: MotionSpace,
+    opening: Tensor,
+    options: DataConfig,
+    weight: Tensor,
 ) -> dict[str, Tensor]:
-    """Weighted reconstruction and velocity; x_0_pred, x_0 [B, T, K], is_frame [B, T], opening [K]."""
+    """Weighted reconstruction and velocity; x_0_pred, x_0 [B, T, K], is_frame [B, T], opening [K], weight [B]."""
     error = x_0_pred - x_0
     gap = (error @ opening)[..., None] / opening.norm()
     lips, rest, slow = space.split(error)
@@ -165,7 +173,7 @@ def loss_terms(
     parts.append((gap, options.opening_weight))
 
     def mean_square(e: Tensor, mask: Tensor) -> Tensor:
-        return (e.square().mean(dim=-1) * mask).sum() / mask.sum().clamp(min=1)
+        return (e.square().mean(dim=-1) * mask * weight[:, None]).sum() / mask.sum().clamp(min=1)
 
     both = is_frame[:, 1:] & is_frame[:, :-1]
     used = [(e, w) for e, w in parts if e.shape[-1]]

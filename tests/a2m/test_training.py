@@ -113,11 +113,13 @@ def test_the_loss_ignores_padding_and_weighs_as_published() -> None:
     off = torch.zeros(1, 6, 3)
     off[:, :, :2] = 1.0
     off[:, 4:] = 1e6
-    terms = loss_terms(off, x_0, is_frame, space, torch.ones(3), options)
+    terms = loss_terms(off, x_0, is_frame, space, torch.ones(3), options, torch.ones(1))
     assert float(terms["reconstruction"]) == pytest.approx(7.5)
     assert float(terms["velocity"]) == 0
     ramp = torch.arange(6.0)[None, :, None].expand(1, 6, 3)
-    assert float(loss_terms(ramp, x_0, is_frame, space, torch.ones(3), options)["velocity"]) == pytest.approx(1.5)
+    assert float(
+        loss_terms(ramp, x_0, is_frame, space, torch.ones(3), options, torch.ones(1))["velocity"]
+    ) == pytest.approx(1.5)
 
 
 def test_one_clip_is_learnt_by_heart_and_comes_back_from_its_weights(tmp_path: Path) -> None:
