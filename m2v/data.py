@@ -108,7 +108,7 @@ def is_whole(cached: Path) -> bool:
     """Whether an array is there, with as many bytes as its header says."""
     try:
         return cached.is_file() and len(np.load(cached, mmap_mode="r")) > 0
-    except (OSError, ValueError):
+    except (OSError, ValueError, EOFError):
         return False
 
 

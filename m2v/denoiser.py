@@ -111,7 +111,9 @@ class Denoiser(nn.Module):
         drawn, warped, reference = glance
         z_l, z_w = self.landmarks(drawn), self.warp(warped)
         z_r = self.reference(reference[:, None])
-        planes = (z_l.xy, z_w.xy, z_r.xy), (z_l.xt, z_w.xt, z_l.xt * 0), (z_l.yt, z_w.yt, z_l.yt * 0)
+        # Zeros, but made from z_r: several processes wait for a gradient of every weight.
+        xt, yt = (z_r.xt * 0).expand_as(z_l.xt), (z_r.yt * 0).expand_as(z_l.yt)
+        planes = (z_l.xy, z_w.xy, z_r.xy), (z_l.xt, z_w.xt, xt), (z_l.yt, z_w.yt, yt)
         return TriPlane(*(torch.cat(parts, dim=1) for parts in planes))
 
     def denoise(self, x_t: Tensor, timesteps: Tensor, condition: TriPlane) -> Tensor:
