@@ -55,7 +55,7 @@ class AToMConfig:
     has_slow: bool = True  # head pose and lids; not in the paper
     n_steps: int = 20  # defaults of sampling
     guidance_scale: float = 1.0
-    eta: float = 1.0
+    eta: float = 0.0  # noise added at every step; with few steps 1 (as published) loses liveliness
 
     def __post_init__(self) -> None:
         if self.space not in SPACES:
