@@ -120,9 +120,11 @@ def train(task: Task, run_dir: Path, config: TrainConfig) -> nn.Module:
     parallel = accelerator.prepare_model(model)
     if step == 0:
         ema.load_state_dict(model.state_dict())  # after prepare_model: every process now has the first one's weights
+    model.train()  # weights to start from may have come in eval mode
     ema.eval().requires_grad_(False)
-    averaged, parameters = [*ema.parameters()], [*model.parameters()]
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    averaged: list[Tensor] = [*ema.parameters()]
+    current = [parameter.detach() for parameter in model.parameters()]  # share their memory
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
     n_per_step = config.batch_size * config.n_accumulate * world
     if is_main:
@@ -161,7 +163,7 @@ def train(task: Task, run_dir: Path, config: TrainConfig) -> nn.Module:
             if math.isfinite(grad_norm):  # of all processes' gradients: all come to the same decision
                 optimizer.step()
                 decay = min(config.ema_decay, (1 + step) / (10 + step))
-                torch._foreach_lerp_([*averaged], [p.detach() for p in parameters], 1 - decay)
+                torch._foreach_lerp_(averaged, current, 1 - decay)
                 for kept, buffer in zip(ema.buffers(), model.buffers(), strict=True):
                     kept.copy_(buffer)
             optimizer.zero_grad(set_to_none=True)

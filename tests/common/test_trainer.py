@@ -117,6 +117,14 @@ def test_accumulated_gradients_equal_a_larger_batch(tmp_path: Path) -> None:
     assert abs(log_lines(tmp_path / "large")[-1]["loss"] - log_lines(tmp_path / "small")[-1]["loss"]) < 1e-5
 
 
+def test_trains_in_training_mode_and_averages_in_eval_mode(tmp_path: Path) -> None:
+    given = task()
+    given.model.eval()
+    assert not train(given, tmp_path / "eval", config()).training
+    assert given.model.training
+    assert same(train(task(), tmp_path / "train", config()), train(task(), tmp_path / "eval", config()))
+
+
 def test_average_of_what_stays_is_what_stays(tmp_path: Path) -> None:
     start = task().model
     ema = train(task(), tmp_path, config(learning_rate=0.0))
