@@ -53,8 +53,8 @@ class AToMConfig:
     has_reference: bool = True  # off, and the next one: the paper's ablation
     has_streams: bool = True  # lips and rest apart; off: one stream that hears
     has_slow: bool = True  # head pose and lids; not in the paper
-    n_steps: int = 20  # defaults of sampling
-    guidance_scale: float = 1.0
+    n_steps: int = 16  # defaults of sampling
+    guidance_scale: float = 1.5
     eta: float = 0.0  # noise added at every step; with few steps 1 (as published) loses liveliness
 
     def __post_init__(self) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Generator, Tensor
 
 from a2m import mouth
+from a2m.data import smooth
 from a2m.model import FORMAT as ATOM_FORMAT
 from a2m.model import AToMNet
 from a2m.pose import HeadPrior, apply_lids, apply_pose
@@ -32,6 +33,7 @@ from common.motion import Motion, Reference
 log = logging.getLogger(__name__)
 
 WEIGHTS = "small/a2m"
+_REST_SMOOTHING_FRAMES = 1.0  # brows are slow: what is faster is left over from sampling
 PoseMode = Literal["natural", "still"]
 
 
@@ -160,7 +162,7 @@ def _sampled(
 
     values = sample(model, features, len(voice.sound), reference, [generator], n_steps, guidance_scale)[0]
     lips, rest, _ = (part.cpu() for part in model.space.decode(values))
-    return Performance(lips, rest, torch.ones(len(lips)))
+    return Performance(lips, smooth(rest, _REST_SMOOTHING_FRAMES), torch.ones(len(lips)))
 
 
 def _regressed(model: Regression, audio: Tensor, voice: Voice, is_stretched: bool) -> Performance:
