@@ -18,7 +18,7 @@ from common.face.draw import landmark_map
 
 OUTER_MIDDLE, INNER_MIDDLE = (50, 51, 52, 56, 57, 58), (61, 62, 63, 65, 66, 67)  # facing each other across the lips
 DARKNESS = 0.35  # of the lips' light
-Window = tuple[int, int, int]  # first row, first column and side of a square part of the picture, multiples of 16
+Window = tuple[int, int, int]  # first row, first column and side of a square part of the picture, multiples of 8
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ from common.diffusion import DiffusionConfig
 from common.errors import InputError
 from common.triplane import TriPlane, packed_length, unpack
 from common.unet import UNet, UNetConfig
-from m2v.autoencoder import FACTOR
+from m2v.autoencoder import FACTOR, compute_dtype
 from m2v.condition import Conditions
-from m2v.layers import PixelNorm, PlanePool, residuals
+from m2v.layers import PixelNorm, PlanePool, Residual
 
 FORMAT = "duet-m2v-denoiser-1"
 Glance = tuple[Tensor, Tensor, Tensor]
@@ -36,7 +36,7 @@ class DenoiserConfig:
 
     plane_channels: int = 8  # of the autoencoder's planes
     condition_channels: int = 8  # of each of z_l, z_r and the warp's planes
-    condition_widths: tuple[int, int] = (48, 96)  # at a quarter and an eighth of the side
+    condition_width: int = 80  # of the networks that read the conditions, at an eighth of the side
     model_channels: int = 64
     channel_mult: tuple[int, ...] = (1, 2, 3)
     num_res_blocks: int = 1
@@ -48,7 +48,7 @@ class DenoiserConfig:
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
 
     def __post_init__(self) -> None:
-        for name in ("condition_widths", "channel_mult", "plane_attention_resolutions"):
+        for name in ("channel_mult", "plane_attention_resolutions"):
             object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON and OmegaConf bring lists
         if isinstance(self.diffusion, dict):
             object.__setattr__(self, "diffusion", DiffusionConfig(**self.diffusion))
@@ -69,23 +69,20 @@ class DenoiserConfig:
 
 
 class PlaneEncoder(nn.Module):
-    """Pictures of a clip at a quarter of the side [B, S, C, H/4, W/4] -> planes of an eighth."""
+    """Pictures of a clip at a quarter of the side [B, S, C, H/4, W/4] -> planes of an eighth.
 
-    def __init__(self, in_channels: int, widths: tuple[int, int], plane_channels: int) -> None:
+    Thin: it runs on every frame, the UNet once a clip, and a wide one took most of a training step.
+    """
+
+    def __init__(self, in_channels: int, width: int, plane_channels: int) -> None:
         super().__init__()
-        w1, w2 = widths
-        self.body = nn.Sequential(
-            nn.Conv2d(in_channels, w1, 3, padding=1),
-            *residuals(w1, 1),
-            nn.Conv2d(w1, w2, 3, stride=2, padding=1),
-            *residuals(w2, 1),
-            PixelNorm(w2),
-        )
-        self.pool = PlanePool(w2, w2 // 2, plane_channels)
+        self.body = nn.Sequential(nn.Conv2d(4 * in_channels, width, 3, padding=1), Residual(width), PixelNorm(width))
+        self.pool = PlanePool(width, 2 * plane_channels, plane_channels)
 
     def forward(self, x: Tensor) -> TriPlane:
-        flat = rearrange(x, "b s c h w -> (b s) c h w").contiguous(memory_format=torch.channels_last)
-        return self.pool(rearrange(self.body(flat), "(b s) c h w -> b s c h w", b=len(x)))
+        flat = F.pixel_unshuffle(rearrange(x, "b s c h w -> (b s) c h w").to(compute_dtype(x)), 2)
+        features = self.body(flat.contiguous(memory_format=torch.channels_last))
+        return self.pool(rearrange(features, "(b s) c h w -> b s c h w", b=len(x)))
 
 
 class Denoiser(nn.Module):
@@ -97,10 +94,10 @@ class Denoiser(nn.Module):
     def __init__(self, config: DenoiserConfig = DenoiserConfig()) -> None:
         super().__init__()
         self.config = config
-        n, widths = config.condition_channels, config.condition_widths
-        self.landmarks = PlaneEncoder(N_DRAWN, widths, n)
-        self.warp = PlaneEncoder(N_WARPED, widths, n)
-        self.reference = PlaneEncoder(N_REFERENCE, widths, n)
+        n, width = config.condition_channels, config.condition_width
+        self.landmarks = PlaneEncoder(N_DRAWN, width, n)
+        self.warp = PlaneEncoder(N_WARPED, width, n)
+        self.reference = PlaneEncoder(N_REFERENCE, width, n)
         self.unet = UNet(config.unet())
         self.register_buffer("plane_mean", torch.zeros(3, config.plane_channels))  # over training clips
         self.register_buffer("plane_std", torch.ones(3, config.plane_channels))

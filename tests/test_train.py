@@ -155,7 +155,7 @@ def test_motion_to_video_trains_its_two_stages(data_dir: Path, tmp_path: Path) -
     autoencoder = ["stage=autoencoder", *common, "options.crop_px=64", "options.n_frames=4", "model.widths=[8,16]"]
     train_m2v.main([*autoencoder, "model.n_blocks=[1,1]", "model.plane_width=8", f"out={tmp_path / 'a'}"])
     diffusion = ["stage=diffusion", *common, f"autoencoder={tmp_path / 'a' / 'weights'}", "n_samples=2"]
-    sizes = ["model.model_channels=32", "model.channel_mult=[1]", "model.condition_widths=[8,8]"]
+    sizes = ["model.model_channels=32", "model.channel_mult=[1]", "model.condition_width=8"]
     train_m2v.main([*diffusion, *sizes, "model.plane_attention_resolutions=[]", f"out={tmp_path / 'd'}"])
     for name in ("a", "d"):
         assert (tmp_path / name / "weights" / "model.safetensors").exists()

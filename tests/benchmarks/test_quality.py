@@ -113,7 +113,7 @@ def model() -> MCVDM:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         autoencoder = Autoencoder(AutoencoderConfig(widths=(32, 32), plane_width=32, n_blocks=(1, 1)))
-        config = DenoiserConfig(condition_channels=4, condition_widths=(32, 32), channel_mult=(1, 1))
+        config = DenoiserConfig(condition_channels=4, condition_width=32, channel_mult=(1, 1))
         for parameter in autoencoder.parameters():
             if not parameter.any():  # layers that begin at zero would let no plane through
                 torch.nn.init.normal_(parameter, std=0.1)

@@ -19,7 +19,7 @@ AUTOENCODER = AutoencoderConfig(widths=(32, 32), plane_channels=4, plane_width=1
 DENOISER = DenoiserConfig(
     plane_channels=4,
     condition_channels=4,
-    condition_widths=(16, 16),
+    condition_width=16,
     model_channels=32,
     channel_mult=(1, 1),
     plane_attention_resolutions=(2,),
