@@ -1,4 +1,4 @@
-"""Speech to lip, jaw and lid motion by regression: the yardstick for what follows, and stage one until then.
+"""Speech to lip, jaw and lid motion by regression: the yardstick for AToM-Net, and `a2m=regression`.
 
 Log-mel features of a recording, relative to the mean spectrum of its voice, go through two convolutions and a
 bidirectional GRU to coefficients of a small basis of mirror-symmetric lip and jaw motion (residual landmarks of the

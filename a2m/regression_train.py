@@ -9,13 +9,12 @@ from torch import Tensor, nn
 
 from a2m.data import Clip, crops, person_shares
 from a2m.regression import MEL_RANGE, Member, Regression, RegressionConfig
+from a2m.space import LOWER_MIDDLE, UPPER_MIDDLE, lip_gap, metric_weights
 from common.face.model import LIP_STREAM
 
 log = logging.getLogger(__name__)
 
-UPPER_MIDDLE, LOWER_MIDDLE = LIP_STREAM.index(62), LIP_STREAM.index(66)
 MEASURED_ONLY = ("lrs3a_", "lrs3b_", "av2av_")  # corpora whose licence allows no derivatives: nothing is fitted to them
-_JAW_METRIC, _DEPTH_METRIC = 0.3, 0.5  # the jaw line slides along the cheek, and depth is noisy: they weigh less
 _MAX_GAIN, _LEAST_CORRELATION = 3.0, 0.25
 
 
@@ -80,23 +79,10 @@ def fit_basis(model: Regression, clips: list[Clip], shares: Tensor) -> list[Tens
     return targets
 
 
-def metric_weights() -> Tensor:
-    """What a displacement of each coordinate counts: [37, 3]."""
-    metric = torch.ones(len(LIP_STREAM), 3)
-    metric[:17] *= _JAW_METRIC
-    metric[:, 2] *= _DEPTH_METRIC
-    return metric
-
-
 def encode(model: Regression, lip_motion: Tensor) -> Tensor:
     """Lip motion [T, 37, 3] -> coefficients [T, K]: the projection that `decode` undoes."""
     squared = metric_weights() ** 2  # the basis was orthonormal after weighting
     return torch.einsum("tpc,kpc->tk", lip_motion * squared, model.basis)
-
-
-def lip_gap(lips: Tensor) -> Tensor:
-    """Height of the middle of the upper above that of the lower inner lip: [..., 37, 3] -> [...]."""
-    return lips[..., UPPER_MIDDLE, 1] - lips[..., LOWER_MIDDLE, 1]
 
 
 def train_member(

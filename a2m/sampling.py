@@ -93,7 +93,6 @@ def sample(
     n_steps = config.n_steps if n_steps is None else n_steps
     scale = config.guidance_scale if guidance_scale is None else guidance_scale
     windows = Windows.over(n_frames, config.window, config.overlap)
-    cond, uncond = (encode(model, features, windows, reference.to(device), has_audio) for has_audio in (True, False))
 
     def given(condition: Condition) -> Denoiser:
         def denoiser(x_t: Tensor, timesteps: Tensor) -> Tensor:
@@ -103,7 +102,9 @@ def sample(
 
         return denoiser
 
-    denoiser = guided(given(cond), given(uncond), scale)
+    cond = given(encode(model, features, windows, reference.to(device), has_audio=True))
+    uncond = cond if scale == 1 else given(encode(model, features, windows, reference.to(device), has_audio=False))
+    denoiser = guided(cond, uncond, scale)
     noise = noise_from(generators)
     x_T = noise(torch.zeros(len(generators), n_frames, model.space.n_values, device=device))
     steps = pvdm_timesteps(n_steps, config.n_timesteps)

@@ -20,13 +20,13 @@ from a2m.model import FORMAT, PREFIX, AToMConfig, AToMNet
 from a2m.pose import PREFIX as HEAD_PREFIX
 from a2m.pose import HeadPrior, fit_head_prior
 from a2m.regression import MEL_RANGE
-from a2m.regression_train import clip_correlation
 from a2m.sampling import predict_openings
 from a2m.space import MotionSpace, mirror_rest, mirror_slow, rest_motion, slow_motion
 from common import weights
 from common.diffusion import cosine_alpha_bar, draw, q_sample
 from common.errors import InputError
 from common.face.model import LIP_STREAM, FaceModel, mirror
+from common.metrics.motion import amplitude_ratio, centred, correlation, energy_score, roughness_ratio
 from common.trainer import Task
 
 log = logging.getLogger(__name__)
@@ -247,34 +247,16 @@ def load(net: AToMNet, name: str) -> None:
 # ---- looking
 
 
-def energy_score(samples: Tensor, real: Tensor) -> float:
-    """E|X - y| - E|X - X'| / 2 of curves [S, T] and [T], in L2 / sqrt(T); lower is better, a proper score."""
-    S, T = samples.shape
-    to_real = (samples - real).norm(dim=-1).mean()
-    apart = (samples[:, None] - samples[None]).norm(dim=-1).sum() / (S * (S - 1))
-    return float(to_real - apart / 2) / T**0.5
-
-
 def figures(predict: Callable[[Clip], Tensor], clips: list[Clip]) -> dict[str, float]:
-    """Medians over clips: energy score, correlation of the mean and of single samples, amplitude; roughness."""
+    """Means over clips of samples [S, T] against the real opening: see `common.metrics.motion`."""
     rows = []
     for clip in clips:
         samples, real = predict(clip), clip.opening
-        mean = samples.mean(dim=0)
-        rows.append(
-            [
-                energy_score(samples - samples.mean(dim=1, keepdim=True), real - real.mean()),
-                energy_score(samples, real),
-                clip_correlation(mean, real),
-                float(np.mean([clip_correlation(s, real) for s in samples])),
-                float((samples.std(dim=1) / real.std()).median()),
-                float(samples.diff(n=2).square().mean().sqrt() / real.diff(n=2).square().mean().sqrt()),
-            ]
-        )
-    names = ("energy", "energy_level", "correlation_mean", "correlation_single", "amplitude", "roughness")
-    means = torch.tensor(rows).median(dim=0).values.tolist()
-    means[0], means[1] = torch.tensor(rows)[:, :2].mean(dim=0).tolist()
-    return dict(zip(names, means, strict=True))
+        each = [(correlation(one, real), amplitude_ratio(one, real), roughness_ratio(one, real)) for one in samples]
+        score = energy_score(centred(samples), centred(real))
+        rows.append([score, correlation(samples.mean(dim=0), real), *torch.tensor(each).mean(dim=0).tolist()])
+    names = ("energy", "correlation_of_mean", "correlation", "amplitude", "roughness")
+    return dict(zip(names, torch.tensor(rows).mean(dim=0).tolist(), strict=True))
 
 
 def validate(net: nn.Module, clips: list[Clip], n_seeds: int = 4, n_steps: int = 8) -> dict[str, float]:

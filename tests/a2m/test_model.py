@@ -1,9 +1,11 @@
 """AToM-Net: what may and what may not reach what, masks, sizes, and the space it works in."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from a2m.model import AToMConfig, AToMNet, Attention, Timed, rotate
@@ -134,25 +136,16 @@ def test_switches_of_the_ablation_build_and_gradients_reach_every_parameter() ->
 
 
 def test_paper_builds_with_the_published_sizes_on_the_meta_device() -> None:
-    paper = AToMConfig(
-        features="hubert",
-        audio_dim=1024,
-        n_audio_states=2,
-        audio_kernel=1,
-        space="points",
-        width=512,
-        n_layers=8,
-        n_heads=8,
-        ff_width=1024,
-        window=156,
-        has_slow=False,
-    )
+    preset = OmegaConf.load(Path(__file__).parents[2] / "conf" / "train" / "a2m" / "model" / "paper.yaml")
+    paper = AToMConfig(**{str(key): value for key, value in preset.items()})  # type: ignore[union-attr]
     with torch.device("meta"):
         net = AToMNet(paper)
         args = inputs_on_meta(net)
     assert net.stream_sizes == [111, 93] and net.space.n_values == 204
     assert [layer.in_features for layer in net.streams_in] == [111, 93]
     assert net.audio_in.weight.shape == (512, 1024, 1) and net.reference_in.in_features == 204
+    assert net.layers[0].get_parameter("feed_forward.0.weight").shape == (1024, 512)
+    assert paper.n_heads == 8 and paper.dropout == 0.1 and paper.guidance_scale == 2.0
     assert len(net.audio_encoder) == len(net.reference_encoder) == 2 and len(net.layers) == 8
     assert net.get_parameter("layers.7.back.weight").shape == (2 * 512, 512)
     assert net(**args).shape == (2, 156, 204)
