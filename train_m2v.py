@@ -17,7 +17,7 @@ from m2v.autoencoder import AutoencoderConfig
 from m2v.denoiser import DenoiserConfig
 from m2v.training import DataConfig, setup_autoencoder, setup_diffusion
 
-STAGES = ("autoencoder", "diffusion")
+STAGES, FEATURES = ("autoencoder", "diffusion"), ("auto", "lpips", "landmarks", "none")
 
 
 @dataclass
@@ -25,6 +25,7 @@ class TrainAutoencoderConfig:
     data: str = "???"  # folder with index.csv, clips/ and tracks/
     out: str = "???"  # folder of the run
     init: str = ""  # weights to start from: "small" (built in), a folder, a hub id; "": none
+    features: str = "auto"  # of the perceptual loss: lpips, landmarks, none; auto: LPIPS if it and its trunk can be had
     decoder_only: bool = False  # leave what makes planes as it is, for a denoiser that knows them
     model: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     options: DataConfig = field(default_factory=DataConfig)
@@ -56,9 +57,11 @@ def main(overrides: list[str]) -> None:
 
 def train_autoencoder(c: TrainAutoencoderConfig) -> None:
     data_dir, run_dir = Path(c.data), Path(c.out)
+    if c.features not in FEATURES:
+        raise InputError(f"There are no features '{c.features}': choose {', '.join(FEATURES)}.")
     with first_process_first(c.train):
-        open_run(run_dir, c, lasting=("model",))  # crops may grow from one start to the next
-        task = setup_autoencoder(data_dir, c.model, c.options, c.init, c.train.seed, decoder_only=c.decoder_only)
+        open_run(run_dir, c, lasting=("model", "decoder_only"))  # crops may grow from one start to the next
+        task = setup_autoencoder(data_dir, c.model, c.options, c.init, c.train.seed, c.features, c.decoder_only)
     train(task, run_dir, c.train)
 
 

@@ -64,6 +64,7 @@ def test_paper_preset_has_the_published_sizes() -> None:
         (["stage=autoencoder", *NEEDED, "train.n_steps=many"], "many"),
         (["stage=autoencoder", *NEEDED, "train.n_steps=0"], "train.n_steps is 0"),
         (["stage=autoencoder", *NEEDED, "model=huge"], "huge"),
+        (["stage=autoencoder", *NEEDED, "features=vgg"], "vgg"),
         (["stage=autoencoder", *NEEDED, "model.width=3"], "model.width"),
         (["stage=autoencoder", "data=nowhere"], "out"),
         (["stage=diffusion", *NEEDED, "+extra=1"], "extra"),
