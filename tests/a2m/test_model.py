@@ -137,7 +137,7 @@ def test_switches_of_the_ablation_build_and_gradients_reach_every_parameter() ->
 
 def test_paper_builds_with_the_published_sizes_on_the_meta_device() -> None:
     preset = OmegaConf.load(Path(__file__).parents[2] / "conf" / "train" / "a2m" / "model" / "paper.yaml")
-    paper = AToMConfig(**{str(key): value for key, value in preset.items()})  # type: ignore[union-attr]
+    paper = AToMConfig(**{str(key): value for key, value in preset.items()})
     with torch.device("meta"):
         net = AToMNet(paper)
         args = inputs_on_meta(net)
