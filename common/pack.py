@@ -70,10 +70,12 @@ class Clip:
         return float(self.row["seconds"]) / 60
 
 
-def pack(data_dir: Path, out_path: Path, splits: Iterable[str], most_bytes: int, n_threads: int) -> dict[str, Any]:
+def pack(
+    data_dir: Path, out_path: Path, splits: Iterable[str], most_bytes: int, n_threads: int, overwrite: bool = False
+) -> dict[str, Any]:
     """Write the zip; returns what it holds. Raises InputError where the data can't be read or the limit not be met."""
     clips = read_index(data_dir, set(splits))
-    with atomic_path(out_path, overwrite=False) as temporary, tempfile.TemporaryDirectory(dir=out_path.parent) as work:
+    with atomic_path(out_path, overwrite) as temporary, tempfile.TemporaryDirectory(dir=out_path.parent) as work:
         folder = Path(work)
         tracks = {clip.name: packed_track(data_dir / "tracks" / f"{clip.name}.npz") for clip in clips}
         if min(map(len, tracks.values())) > most_bytes:  # before any picture is encoded
@@ -349,6 +351,7 @@ def run(argv: list[str]) -> None:
     add("--out", type=Path, required=True, metavar="PATH", help="the zip to write, or the folder to unpack into")
     add("--split", nargs="+", choices=SPLITS, default=["train", "val"], help="what to take (default: train val)")
     add("--most-mb", type=float, default=55.0, help="MiB that the zip may have (default 55)")
+    add("--overwrite", action="store_true", help="replace the zip if it exists")
     add("--threads", type=int, default=os.cpu_count() or 1, help="clips encoded side by side (default: all cores)")
     args = parser.parse_args(argv)
     if (args.data is None) == (args.unpack is None):
@@ -359,7 +362,7 @@ def run(argv: list[str]) -> None:
         return
     if not 0.001 <= args.most_mb <= 1e6 or not 1 <= args.threads <= 1024:
         raise InputError("--most-mb needs a size in MiB and --threads a number from 1: see --help.")
-    about = pack(args.data, args.out, args.split, int(args.most_mb * 2**20), args.threads)
+    about = pack(args.data, args.out, args.split, int(args.most_mb * 2**20), args.threads, args.overwrite)
     print(
         f"{args.out}: {about['bytes'] / 2**20:.1f} MiB, {about['clips']} clips, {about['minutes']} min, crf "
         f"{about['crf']}" + (f", {about['left_out']} clips left out" if about["left_out"] else "")
