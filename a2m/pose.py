@@ -8,6 +8,7 @@ renewal process with Erlang intervals and the mean curve of lid aperture in the 
 
 from __future__ import annotations
 
+import logging
 import math
 from itertools import pairwise
 from typing import Any
@@ -22,6 +23,9 @@ from common import weights
 from common.face.model import LID_PAIRS, FaceModel
 from common.face.pos import Pose, euler_rad, from_euler_rad
 
+log = logging.getLogger(__name__)
+
+BUILT_IN = "small/a2m_regression"  # weights that hold a prior, fitted to this project's train split
 PREFIX = "head."  # of this module's tensors in the weights that it shares with the regression
 FPS = 25
 STEP_FRAMES = 5  # 5 Hz
@@ -31,6 +35,7 @@ LIMITS = (math.radians(4), math.radians(6), math.radians(4), 0.08, 0.06, 0.04)
 BLINK_BEFORE, BLINK_AFTER = 3, 12  # frames of the curve around its minimum
 _SMOOTHING_FRAMES = 2.0
 _LEAST_FRAMES = 75
+_LEAST_IN_ALL, _LEAST_BLINKS = 1500, 10
 _MOST_FRAMES_OF_A_PERSON = 1500
 _BLINK_DEPTH, _BLINK_END = 0.6, 0.75  # of the aperture around
 _LONGEST_BLINK = 10  # frames; longer ones are looks down
@@ -121,9 +126,12 @@ def apply_lids(points: Tensor, aperture: Tensor) -> Tensor:
 
 
 def fit_head_prior(clips: list[Clip], model: FaceModel) -> HeadPrior:
-    """Fit both parts to the clips of running speech."""
+    """Fit both parts to the clips of running speech; what these can't tell stays as in the built-in prior."""
     clips = [clip for clip in clips if not clip.is_word and len(clip.mel) >= _LEAST_FRAMES]
-    prior = HeadPrior()
+    prior = HeadPrior.from_state(weights.from_pretrained(BUILT_IN)[0], BUILT_IN)
+    if sum(len(clip.mel) for clip in clips) < _LEAST_IN_ALL:
+        log.warning("under a minute of running speech in clips of 3 s and more: the built-in head prior is used")
+        return prior
     _fit_motion(prior, clips)
     _fit_blinks(prior, clips, model)
     return prior
@@ -164,7 +172,7 @@ def _fit_motion(prior: HeadPrior, clips: list[Clip]) -> None:
     whitened = torch.linalg.solve_triangular(torch.linalg.cholesky(covariance), error.mT, upper=False).mT
     energy = whitened.square().mean(dim=1)
     level = {name: ((energy * w * m).sum() / (w * m).sum()).sqrt() for name, m in (("on", s > 0.9), ("off", s < 0.1))}
-    prior.pause_noise.copy_((level["off"] / level["on"]).clamp(0.5, 1.0))
+    prior.pause_noise.copy_((level["off"] / level["on"]).nan_to_num(1.0).clamp(0.5, 1.0))  # NaN: nobody paused
     prior.noise.copy_((torch.linalg.cholesky(covariance) * level["on"]).float())
     while spectral_radius(a) > 0.98:  # stationary, with a memory of at most ten seconds
         a = 0.99 * a
@@ -191,6 +199,9 @@ def _fit_blinks(prior: HeadPrior, clips: list[Clip], model: FaceModel) -> None:
         for k in found:
             if BLINK_BEFORE <= k < len(relative) - BLINK_AFTER:
                 curves.append(relative[k - BLINK_BEFORE : k + BLINK_AFTER + 1])
+    if len(curves) < _LEAST_BLINKS or len(intervals) < _LEAST_BLINKS:
+        log.warning("%d blinks: those of the built-in prior are used", len(curves))
+        return
     # The median person: a few who blink all the time would make everybody nervous.
     rates = [blinks[person] / minutes[person] for person in blinks if minutes[person] > 0.15]
     prior.blink_interval_s.fill_(60 / float(torch.tensor(rates).median()))

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import copy
-import logging
+from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from common.errors import InputError
 from common.face.detect import networks
-
-log = logging.getLogger(__name__)
 
 MOUTH_WEIGHT = 6.0  # of a pixel between the lips, against 1 far away
 N_BANDS = 3
+VGG_NAME = "vgg16-397923af.pth"  # torchvision's file of the trunk
 
 
 def mouth_weight(mouth: Tensor, height: int, width: int) -> Tensor:
@@ -54,6 +55,22 @@ def laplacian(error: Tensor, weight: Tensor, n_bands: int = N_BANDS) -> Tensor:
     return total
 
 
+def texture(pred: Tensor, real: Tensor, weight: Tensor, cell: int = 8) -> Tensor:
+    """How much finest detail there is, cell by cell, wherever in the cell: clips and weights as above -> [B].
+
+    L1 alone leaves out detail whose place it can't tell to the pixel; this asks for its amount.
+    """
+    amount = []
+    for clip in (pred, real):
+        frames = rearrange(clip, "b c s h w -> (b s) c h w")
+        smaller = F.avg_pool2d(frames, 2)
+        band = frames - F.interpolate(smaller, scale_factor=2, mode="bilinear", align_corners=False)
+        amount.append(F.avg_pool2d(band.abs(), cell))
+    weight = F.avg_pool2d(rearrange(weight, "b 1 s h w -> (b s) 1 h w"), cell)
+    error = (amount[0] - amount[1]).abs() * weight
+    return rearrange(error, "(b s) c h w -> b (s c h w)", b=len(pred)).mean(dim=1, dtype=torch.float32)
+
+
 class LandmarkFeatures(nn.Module):
     """L1 between what the first stages of our own landmark network make of both clips: eyes, lips, teeth, outlines."""
 
@@ -79,15 +96,22 @@ class LandmarkFeatures(nn.Module):
 
 
 class Lpips(nn.Module):
-    """LPIPS (Zhang et al. 2018), as the paper's eq. 6 has it; its trunk is fetched on first use."""
+    """LPIPS (Zhang et al. 2018), as the paper's eq. 6 has it; its VGG trunk is fetched on first use."""
 
     name = "LPIPS"
 
     def __init__(self) -> None:
         super().__init__()
-        import lpips
+        try:
+            import lpips
 
-        self.net = lpips.LPIPS(net="vgg", verbose=False).eval().requires_grad_(False)
+            self.net = lpips.LPIPS(net="vgg", verbose=False).eval().requires_grad_(False)
+        except (ImportError, OSError) as error:  # not installed; no network
+            reason = " ".join(str(error).split())[:120]
+            raise InputError(
+                f"The LPIPS loss can't be had ({reason}): install it with `uv sync --extra train` and let its trunk be "
+                "downloaded once, or choose features=landmarks."
+            ) from error
 
     def forward(self, pred: Tensor, real: Tensor, weight: Tensor) -> Tensor:
         a, b = (rearrange(clip, "b c s h w -> (b s) c h w") for clip in (pred, real))
@@ -95,16 +119,14 @@ class Lpips(nn.Module):
 
 
 def perceptual(name: str) -> nn.Module | None:
-    """`lpips`, `landmarks`, `none`, or `auto`: LPIPS where it is installed and its trunk can be had."""
+    """`lpips` (fetches its trunk), `landmarks`, `none`, or `auto`: LPIPS where it and its trunk are already here."""
     if name == "none":
         return None
-    if name in ("auto", "lpips"):
-        try:
-            return Lpips()
-        except (ImportError, OSError) as error:  # not installed; no network
-            if name == "lpips":
-                raise
-            log.info(
-                "perceptual loss: our landmark network (LPIPS can't be had: %s)", " ".join(str(error).split())[:80]
-            )
+    if name == "lpips" or (name == "auto" and has_lpips()):
+        return Lpips()
     return LandmarkFeatures()
+
+
+def has_lpips() -> bool:
+    """Whether LPIPS is installed and its trunk was downloaded before."""
+    return find_spec("lpips") is not None and (Path(torch.hub.get_dir()) / "checkpoints" / VGG_NAME).is_file()

@@ -20,12 +20,13 @@ from common.triplane import packed_length, unpack
 from m2v.autoencoder import FACTOR, Autoencoder, AutoencoderConfig, load_autoencoder, save_autoencoder
 from m2v.data import ClipSamples, DataConfig, Sample, conditions_of, read_clips
 from m2v.denoiser import Denoiser, DenoiserConfig, load_denoiser, save_denoiser
-from m2v.losses import charbonnier, laplacian, mouth_weight, perceptual
+from m2v.losses import charbonnier, laplacian, mouth_weight, perceptual, texture
 from m2v.planes import PlaneBatch, PlaneSamples, encode, statistics
 from m2v.validation import reconstructions, strip, validation_figures, validation_samples
 
 KEEP_PLANES, KEEP_SKIPS = 0.7, 0.9  # how often each reaches the decoder in training
 PERCEPTUAL_WEIGHT = 0.1
+TEXTURE_WEIGHT = 2.0
 PLANE_PENALTY = 0.004  # on their mean square: what needn't be said isn't
 AUTOENCODER, DENOISER = "small/m2v_autoencoder", "small/m2v_denoiser"
 
@@ -65,7 +66,7 @@ def setup_autoencoder(
 
 
 def autoencoder_loss(features: nn.Module | None) -> Callable[[nn.Module, Sample, Generator], dict[str, Tensor]]:
-    """Charbonnier + Laplacian pyramid + features, weighted towards the mouth."""
+    """Charbonnier + Laplacian pyramid + texture + features, weighted towards the mouth."""
 
     def loss(model: nn.Module, batch: Sample, generator: Generator) -> dict[str, Tensor]:
         clip, conditions = batch["clip"], conditions_of(batch)
@@ -81,6 +82,9 @@ def autoencoder_loss(features: nn.Module | None) -> Callable[[nn.Module, Sample,
         # Half precision where the model runs in it: these are passes over memory, and two digits of a gradient do.
         error, narrow = (pred - clip).to(planes.xy.dtype), weight.to(planes.xy.dtype)
         terms = {"charbonnier": charbonnier(error, narrow), "laplacian": laplacian(error, narrow)}
+        # Only where the planes are seen: without them the best guess is a smooth one.
+        rough = texture(pred.to(narrow.dtype), clip.to(narrow.dtype), narrow)
+        terms["texture"] = TEXTURE_WEIGHT * (rough * keep[:, 0]).mean()
         if features is not None:  # every second frame
             some = (part[:, :, ::2] for part in (pred, clip, weight))
             terms["features"] = PERCEPTUAL_WEIGHT * features.to(device)(*some)

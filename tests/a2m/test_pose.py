@@ -4,11 +4,13 @@ import pytest
 import torch
 
 from a2m.pose import (
+    BUILT_IN,
     LIMITS,
     HeadPrior,
     apply_lids,
     apply_pose,
     find_blinks,
+    fit_head_prior,
     relative_aperture,
     spectral_radius,
 )
@@ -82,3 +84,9 @@ def test_a_blink_drawn_into_a_face_is_found_where_it_is() -> None:
     aperture[98:103] = torch.tensor([0.7, 0.3, 0.1, 0.4, 0.7])
     points = apply_lids(FaceModel.builtin().mean.repeat(200, 1, 1), aperture)
     assert find_blinks(relative_aperture(points)) == [100]
+
+
+def test_data_that_say_nothing_of_heads_leave_the_built_in_prior() -> None:
+    state, _ = weights.from_pretrained(BUILT_IN)
+    prior = fit_head_prior([], FaceModel.builtin())
+    assert all(torch.equal(value, state[f"head.{key}"]) for key, value in prior.state_dict().items())
