@@ -91,17 +91,33 @@ class Autoencoder(nn.Module):
         x = self.join(torch.cat([x, features[1]], dim=1))
         return self.pool(rearrange(x, "(b s) c h w -> b s c h w", b=len(clip)))
 
-    def decode(self, planes: TriPlane, conditions: Conditions, features: list[Tensor] | None = None) -> Tensor:
-        """Planes -> clip [B, 3, S, H, W] in about [-1, 1] (not clamped)."""
-        return self.blend(planes, conditions, features)[0]
+    def decode(
+        self,
+        planes: TriPlane,
+        conditions: Conditions,
+        features: list[Tensor] | None = None,
+        where: Tensor | None = None,
+    ) -> Tensor:
+        """Planes -> clip [B, 3, S, H, W] in about [-1, 1] (not clamped). where: as in `blend`."""
+        return self.blend(planes, conditions, features, where)[0]
 
     def blend(
-        self, planes: TriPlane, conditions: Conditions, features: list[Tensor] | None = None
+        self,
+        planes: TriPlane,
+        conditions: Conditions,
+        features: list[Tensor] | None = None,
+        where: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """As `decode`, and the share of the warp in it, [B, 1, S, H, W]; the rest is the still reference."""
+        """As `decode`, and the share of the warp in it, [B, 1, S, H, W]; the rest is the still reference.
+
+        where: [B, S, 1, h, w] in 0..1, where the planes count; elsewhere it is as if they were zeros. None: everywhere.
+        """
         fine, coarse = features or self.look(conditions)
         n_clips = len(conditions.warped)
-        x = coarse + rearrange(self.spread(planes), "b s c h w -> (b s) c h w")
+        said = self.spread(planes)  # [B, S, C, h, w]
+        if where is not None:
+            said = torch.lerp(self.spread(self.zeros(conditions)), said, where.to(said.dtype).expand_as(said))
+        x = coarse + rearrange(said, "b s c h w -> (b s) c h w")
         x = self.middle(_last(x))
         x = self.blocks(self.fuse(torch.cat([self.up(x), fine], dim=1)))
         correction, logit = F.pixel_shuffle(self.head(x), PATCH).float().split([3, 1], dim=1)  # [B S, ., H, W]

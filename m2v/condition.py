@@ -15,6 +15,7 @@ from torch import Tensor
 
 from common.face import warp
 from common.face.draw import landmark_map
+from common.face.model import eye_distance
 
 OUTER_MIDDLE, INNER_MIDDLE = (50, 51, 52, 56, 57, 58), (61, 62, 63, 65, 66, 67)  # facing each other across the lips
 DARKNESS = 0.35  # of the lips' light
@@ -67,6 +68,19 @@ def build(picture: Tensor, source: Tensor, targets: Tensor, window: Window | Non
         visible=F.avg_pool2d(visible, 2),
         maps=draw(targets, window or (0, 0, height), columns),
     )
+
+
+def mouth_region(targets: Tensor, height: int, width: int, factor: int) -> Tensor:
+    """A soft oval around the mouth of each frame: landmarks [S, 68, 2] -> [S, 1, height / factor, width / factor].
+
+    It reaches from the nose to the chin whether the mouth is open or not.
+    """
+    scale = eye_distance(targets)[:, None, None]  # [S, 1, 1], pixels
+    x, y = targets[:, 48:68].mean(dim=1)[..., None, None].unbind(1)  # [S, 1, 1]
+    columns = (torch.arange(width // factor).to(targets) + 0.5) * factor - 0.5
+    rows = (torch.arange(height // factor).to(targets) + 0.5) * factor - 0.5
+    across, down = (columns[None, None] - x) / (0.75 * scale), (rows[None, :, None] - y) / (0.6 * scale)
+    return torch.sigmoid(6 * (1 - (across**2 + down**2).sqrt()))[:, None]
 
 
 def dark_of(picture: Tensor, source: Tensor) -> Tensor:

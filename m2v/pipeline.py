@@ -19,7 +19,7 @@ from common.errors import InputError
 from common.face.framing import ReferencePicture
 from common.triplane import TriPlane
 from m2v.autoencoder import FACTOR, Autoencoder, load_autoencoder
-from m2v.condition import Conditions, build
+from m2v.condition import Conditions, build, mouth_region
 from m2v.denoiser import Denoiser, Glance, clip_noise, glance, load_denoiser
 
 AUTOENCODER, DENOISER = "small/m2v_autoencoder", "small/m2v_denoiser"
@@ -77,7 +77,8 @@ class MCVDM:
             generators = [_generator(seed, frame) for frame in range(first, first + N_FRAMES)]
             noise = clip_noise(N_FRAMES, side, len(shared), shared, generators).to(self.device)
             with torch.autocast(self.device.type, torch.bfloat16):
-                clip = self.clip(conditions, noise, n_steps, guidance_scale)
+                where = mouth_region(targets, picture.shape[1], picture.shape[2], FACTOR)[None].to(self.device)
+                clip = self.clip(conditions, noise, n_steps, guidance_scale, where)
             frames = rearrange(clip, "1 c s h w -> s c h w")[: last - first].float()
             if tail is not None:
                 weight = (torch.arange(1, N_FADE + 1, device=frames.device) / (N_FADE + 1)).view(-1, 1, 1, 1)
@@ -86,11 +87,18 @@ class MCVDM:
             tail = frames[n_done:]
             yield from as_pictures(frames[:n_done])
 
-    def clip(self, conditions: Conditions, noise: Tensor, n_steps: int | None, guidance_scale: float = 1.0) -> Tensor:
-        """One clip [1, 3, S, H, W] in about [-1, 1]."""
+    def clip(
+        self,
+        conditions: Conditions,
+        noise: Tensor,
+        n_steps: int | None,
+        guidance_scale: float = 1.0,
+        where: Tensor | None = None,
+    ) -> Tensor:
+        """One clip [1, 3, S, H, W] in about [-1, 1]; where: the planes count, see `Autoencoder.blend`."""
         features = self.autoencoder.look(conditions)
         planes = self.planes(conditions, glance(conditions), noise, n_steps, guidance_scale)
-        return self.autoencoder.decode(planes, conditions, features)
+        return self.autoencoder.decode(planes, conditions, features, where)
 
     def planes(
         self, conditions: Conditions, seen: Glance, noise: Tensor, n_steps: int | None, guidance_scale: float

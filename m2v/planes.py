@@ -2,7 +2,7 @@
 
 The autoencoder is frozen by then, and encoding costs more than a step of the denoiser: so a few thousand clips, each
 with a reference picture, other light and other landmarks, are encoded into plain arrays in the run's folder and mapped
-from there. A run that is started again, with the same autoencoder, goes on with them.
+from there. A run that is started again, with the same autoencoder and clips, goes on with them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ NAMES = ("drawn", "warped", "reference")  # of a Glance, stored as bytes: 0..1, 
 
 def encode(autoencoder: Autoencoder, samples: ClipSamples, n_samples: int, folder: Path) -> Encoded:
     """Planes float16 [N, C, L] and what the denoiser is told, uint8, of samples 0..N-1; mapped from `folder`."""
-    made_from = {"n": n_samples, "seed": samples.seed, "autoencoder": fingerprint(autoencoder)}
+    made_from = {"n": n_samples, "seed": samples.seed, "of": fingerprint(autoencoder, samples)}
     stamp = folder / "made_from.json"
     if stamp.is_file() and json.loads(stamp.read_text()) == made_from:
         return {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("planes", *NAMES)}
@@ -98,9 +98,10 @@ class PlaneSamples:
         return {**sample, "planes": torch.from_numpy(np.array(self.arrays["planes"][k]))}
 
 
-def fingerprint(autoencoder: Autoencoder) -> str:
-    """Of the weights."""
+def fingerprint(autoencoder: Autoencoder, samples: ClipSamples) -> str:
+    """Of the weights, of the clips and of how they are sampled."""
     digest = hashlib.sha256()
     for tensor in autoencoder.state_dict().values():
         digest.update(tensor.float().numpy().tobytes())
+    digest.update(repr((samples.config, [(clip.name, len(clip.frames)) for clip in samples.clips])).encode())
     return digest.hexdigest()[:16]
