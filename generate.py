@@ -169,8 +169,8 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         raise InputError("--motion starts at stage two and --motion-only stops before it: give one of them")
     if args.out and args.motion_only:
         raise InputError("--motion-only names its own output and makes no video: leave --out away")
-    if args.motion and (args.seed is not None or args.pose):
-        raise InputError("--motion brings its own head motion: leave --seed and --pose away")
+    if args.motion and args.pose:
+        raise InputError("--motion brings its own head motion: leave --pose away")
     if args.image and len(args.image) > 1 and (args.face_index is not None or args.face_box or args.landmarks):
         raise InputError("--face-index, --face-box and --landmarks describe one picture: give one --image with them")
     return args, overrides

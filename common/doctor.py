@@ -22,7 +22,14 @@ from typing import Literal
 REPOSITORY = Path(__file__).resolve().parents[1]
 WEIGHTS_DIR = REPOSITORY / "weights"
 # What the main job loads.
-NEEDED_WEIGHTS = ("small/face_model", "small/finder", "small/landmarks", "small/a2m_regression")
+NEEDED_WEIGHTS = (
+    "small/face_model",
+    "small/finder",
+    "small/landmarks",
+    "small/a2m",
+    "small/m2v_autoencoder",
+    "small/m2v_denoiser",
+)
 # Where a package is imported by another name than it is installed by.
 MODULE_NAMES = {"hydra-core": "hydra", "pillow": "PIL", "scikit-image": "skimage"}
 GIB, MIB = 2**30, 2**20

@@ -89,7 +89,7 @@ def read_clip(data_dir: Path, name: str, person: str, n_frames: int, cache_dir: 
 def decoded(video_path: Path, cache_dir: Path) -> np.ndarray:
     """All frames of a video, uint8 [T, 256, 256, 3], mapped from the cache; decoded into it the first time."""
     stat = video_path.stat() if video_path.is_file() else None
-    stamp = f"{stat.st_size:x}" if stat else ""
+    stamp = f"{stat.st_size:x}-{stat.st_mtime_ns:x}" if stat else ""
     cached = cache_dir / f"{video_path.stem}.{stamp}.npy"
     if not is_whole(cached):
         with VideoReader(video_path) as video:
