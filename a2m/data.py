@@ -20,6 +20,7 @@ from common.errors import InputError
 from common.face.fit import frontalise
 from common.face.model import LID_PAIRS, LIP_STREAM, FaceModel, eye_distance, mirror, mouth_opening
 from common.face.pos import Pose
+from common.files import check_input
 from common.media import read_audio
 
 log = logging.getLogger(__name__)
@@ -68,6 +69,7 @@ def read_clips(data_dir: Path, split: str, model: FaceModel) -> list[Clip]:
 
 
 def read_clip(data_dir: Path, name: str, person: str, model: FaceModel) -> Clip:
+    check_input(data_dir / "tracks" / f"{name}.npz", "track")
     audio = torch.from_numpy(read_audio(data_dir / "clips" / f"{name}.mp4"))
     with np.load(data_dir / "tracks" / f"{name}.npz") as track:
         points = torch.from_numpy(track["landmarks"].astype(np.float32))

@@ -193,8 +193,11 @@ def setup(data_dir: Path, model: AToMConfig, options: DataConfig, init: str, see
     if model.features != "log-mel":
         raise InputError(f"Training hears log-mel features, not {model.features}: choose model=small.")
     face_model = FaceModel.builtin()
-    clips = read_clips(data_dir, "train", face_model)
-    return make_task(clips, read_clips(data_dir, "val", face_model), model, options, init, seed)
+    clips, val_clips = (read_clips(data_dir, split, face_model) for split in ("train", "val"))
+    for split, found in (("train", clips), ("val", val_clips)):
+        if not found:
+            raise InputError(f"{data_dir} has no talking clip in its split '{split}': see docs/data.md.")
+    return make_task(clips, val_clips, model, options, init, seed)
 
 
 def make_task(

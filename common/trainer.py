@@ -6,6 +6,8 @@ generator's or a loader's state: samples, noise and dropout follow from (seed, s
 started again ends with the same weights as one that was not, and two processes see what one would.
 """
 
+from __future__ import annotations
+
 import copy
 import itertools
 import json
@@ -26,8 +28,6 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType, PartialState
-from accelerate.utils import gather_object, send_to_device
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_collate
 
@@ -35,6 +35,14 @@ from common.errors import InputError
 from common.files import atomic_path
 from common.weights import check as check_weights
 from common.weights import read_checkpoint
+
+try:
+    from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType, PartialState
+    from accelerate.utils import gather_object, send_to_device
+except ModuleNotFoundError:
+    HAS_ACCELERATE = False  # check_config says so: this module is read by more than training
+else:
+    HAS_ACCELERATE = True
 
 log = logging.getLogger(__name__)
 
@@ -266,7 +274,9 @@ def ignore_signals(worker: int) -> None:
 
 
 def check_config(config: TrainConfig) -> None:
-    """Raise InputError for a value that can't be meant."""
+    """Raise InputError for a value that can't be meant, or if accelerate is missing."""
+    if not HAS_ACCELERATE:
+        raise InputError("Training needs accelerate, which is not installed: use `uv run --extra train`.")
     at_least = {"n_steps": 1, "batch_size": 1, "n_accumulate": 1, "most_bad_steps": 1, "minutes": 0, "warmup_steps": 0}
     at_least |= {"weight_decay": 0, "grad_clip": 0, "seed": 0, "checkpoint_minutes": 0, "n_workers": 0, "n_threads": 0}
     at_least |= {"log_every": 0, "validate_every": 0, "sample_every": 0, "learning_rate": 0, "final_rate": 0}
@@ -336,7 +346,7 @@ def look(
     step: int,
     progress: float,
     config: TrainConfig,
-    record: "Record",
+    record: Record,
     is_main: bool,
 ) -> bool:
     """Now and then, before the first step and after the last: figures on held-out data and a picture; True if any.

@@ -75,6 +75,7 @@ def read_clips(data_dir: Path, split: str, n_frames: int, cache_dir: Path, kinds
 
 
 def read_clip(data_dir: Path, name: str, person: str, n_frames: int, cache_dir: Path, model: FaceModel) -> Clip:
+    check_input(data_dir / "tracks" / f"{name}.npz", "track")
     with np.load(data_dir / "tracks" / f"{name}.npz") as track:
         points, valid = torch.from_numpy(track["landmarks"].astype(np.float32)), track["valid"]
     frames = decoded(data_dir / "clips" / f"{name}.mp4", cache_dir)
@@ -146,6 +147,11 @@ class ClipSamples(Dataset[Sample]):
     its width and height, in pixels of the crop."""
 
     def __init__(self, clips: list[Clip], config: DataConfig, seed: int, is_disturbed: bool = True) -> None:
+        if not 0 < config.crop_px <= config.size_px <= FRAME_PX or config.crop_px % 8:
+            raise InputError(
+                f"options.crop_px={config.crop_px} of options.size_px={config.size_px} can't be cut: give a multiple "
+                f"of 8 and a size from there to {FRAME_PX}."
+            )
         self.clips, self.config, self.seed, self.is_disturbed = clips, config, seed, is_disturbed
         self.shares = clip_shares(clips, config.most_minutes)
 

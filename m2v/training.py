@@ -126,11 +126,12 @@ def setup_diffusion(
 
     def validate(ema: nn.Module) -> dict[str, float]:
         assert isinstance(ema, Denoiser)
-        return validation_figures(frozen, held_out, ema)
+        return validation_figures(frozen.to(next(ema.parameters()).device), held_out, ema)
 
     def sample(ema: nn.Module, path: Path) -> None:
         assert isinstance(ema, Denoiser)
-        write_picture(path, strip([reconstructions(frozen, each, ema) for each in held_out[:3]]), overwrite=True)
+        decoder = frozen.to(next(ema.parameters()).device)
+        write_picture(path, strip([reconstructions(decoder, each, ema) for each in held_out[:3]]), overwrite=True)
 
     return Task(model, denoiser_loss, PlaneSamples(encoded, seed), save_denoiser, validate, sample)
 

@@ -7,6 +7,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from common.errors import InputError
 from m2v.autoencoder import Autoencoder
 from m2v.condition import Conditions
 from m2v.data import Clip, ClipSamples, DataConfig, Sample, conditions_of
@@ -32,6 +33,8 @@ def validation_samples(clips: list[Clip], n: int = N_VALIDATION, n_frames: int =
         if len(starts):
             first = int(np.flatnonzero(clip.valid)[0])
             made.append(samples.sample(clip, int(starts[len(starts) // 2]), first, rng))
+    if not made:
+        raise InputError(f"No held-out clip has {n_frames} valid frames in a row after its first 8: see docs/data.md.")
     return made
 
 

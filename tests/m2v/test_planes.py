@@ -100,5 +100,6 @@ def test_encoding_does_not_depend_on_what_was_encoded_before(
     assert (encoded(model, samples, 3)["planes"] == arrays["planes"][3]).all()
 
 
-def test_fingerprints_tell_weights_apart(model: Autoencoder) -> None:
-    assert fingerprint(model) == fingerprint(autoencoder(by=0.05)) != fingerprint(autoencoder())
+def test_fingerprints_tell_weights_apart(model: Autoencoder, samples: ClipSamples) -> None:
+    known = fingerprint(model, samples)
+    assert known == fingerprint(autoencoder(by=0.05), samples) != fingerprint(autoencoder(), samples)
