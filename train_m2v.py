@@ -68,7 +68,7 @@ def train_autoencoder(c: TrainAutoencoderConfig) -> None:
 def train_diffusion(c: TrainDiffusionConfig) -> None:
     data_dir, run_dir = Path(c.data), Path(c.out)
     with first_process_first(c.train):
-        open_run(run_dir, c, lasting=("model", "options", "autoencoder", "n_samples"))
+        open_run(run_dir, c, lasting=("model", "autoencoder", "n_samples"))
         task = setup_diffusion(data_dir, c.model, c.options, run_dir, c.init, c.autoencoder, c.n_samples, c.train.seed)
     train(task, run_dir, c.train)
 

@@ -35,7 +35,6 @@ from common.metrics.image import (
 from common.metrics.landmarks import find_again, landmark_error
 from common.triplane import TriPlane
 from m2v.condition import Conditions
-from m2v.denoiser import Glance
 from m2v.pipeline import MCVDM, N_FRAMES, clip_spans
 from m2v.preview import WarpRenderer
 
@@ -200,9 +199,9 @@ class Told(MCVDM):
     real: Iterator[Tensor] = field(default_factory=lambda: iter(()))
 
     def planes(
-        self, conditions: Conditions, seen: Glance, noise: Tensor, n_steps: int | None, guidance_scale: float
-    ) -> TriPlane:
-        return self.autoencoder.encode(next(self.real).to(self.device), conditions)
+        self, clips: list[Conditions], noise: Tensor, n_steps: int | None, guidance_scale: float
+    ) -> list[TriPlane]:
+        return [self.autoencoder.encode(next(self.real).to(self.device), conditions) for conditions in clips]
 
 
 def clips_of(frames: np.ndarray) -> Iterator[Tensor]:

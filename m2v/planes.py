@@ -13,6 +13,7 @@ import logging
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -103,5 +104,6 @@ def fingerprint(autoencoder: Autoencoder, samples: ClipSamples) -> str:
     digest = hashlib.sha256()
     for tensor in autoencoder.state_dict().values():
         digest.update(tensor.float().numpy().tobytes())
-    digest.update(repr((samples.config, [(clip.name, len(clip.frames)) for clip in samples.clips])).encode())
+    config = replace(samples.config, cache_dir="")  # where frames lie changes nothing
+    digest.update(repr((config, [(clip.name, len(clip.frames)) for clip in samples.clips])).encode())
     return digest.hexdigest()[:16]

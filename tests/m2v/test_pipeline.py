@@ -14,6 +14,7 @@ from torch import Tensor
 from common.errors import InputError
 from common.face.framing import ReferencePicture
 from common.face.model import FaceModel
+from common.triplane import TriPlane
 from m2v.autoencoder import save_autoencoder
 from m2v.condition import Conditions
 from m2v.denoiser import Denoiser, save_denoiser
@@ -59,7 +60,7 @@ def test_as_many_frames_as_landmarks(model: MCVDM, reference: ReferencePicture, 
 class Plain(MCVDM):
     """Clips are the warp as it is: what joining them does to it can be seen."""
 
-    def clip(self, conditions: Conditions, noise: Tensor, n_steps: int | None, guidance_scale: float = 1.0) -> Tensor:
+    def clip(self, conditions: Conditions, planes: TriPlane, where: Tensor) -> Tensor:
         return conditions.warped.movedim(1, 2)
 
 
@@ -78,7 +79,7 @@ class Numbered(Plain):
 
     n_done = 0
 
-    def clip(self, conditions: Conditions, noise: Tensor, n_steps: int | None, guidance_scale: float = 1.0) -> Tensor:
+    def clip(self, conditions: Conditions, planes: TriPlane, where: Tensor) -> Tensor:
         self.n_done += 1
         return torch.full_like(conditions.warped.movedim(1, 2), -1 + 0.4 * self.n_done)
 
