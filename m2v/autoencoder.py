@@ -160,7 +160,9 @@ def unpack_like(packed: Tensor, planes: TriPlane) -> TriPlane:
 def compute_dtype(x: Tensor) -> torch.dtype:
     """What convolutions of x compute in here: autocast's type, or its own."""
     device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    if device == "meta" or not torch.is_autocast_enabled(device):  # autocast doesn't know meta
+        return x.dtype
+    return torch.get_autocast_dtype(device)
 
 
 def _flat(x: Tensor) -> Tensor:
