@@ -4,7 +4,6 @@ Layout of the data folder: `index.csv`, `clips/*.mp4`, `tracks/*.npz`. Clips of 
 are told apart from running speech: a second of one word is another thing to measure.
 """
 
-import csv
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Generator, Tensor
 from a2m.mouth import TOUCHING_OPENING
 from a2m.speech import analyse, mel_columns
 from common.audio import n_frames
-from common.errors import InputError
+from common.clip_index import is_word, read_index
 from common.face.fit import frontalise
 from common.face.model import LID_PAIRS, LIP_STREAM, FaceModel, eye_distance, mirror, mouth_opening
 from common.face.pos import Pose
@@ -26,7 +25,6 @@ from common.media import read_audio
 log = logging.getLogger(__name__)
 
 CLIP_SIZE_PX = 256
-WORDS_PREFIX = "lrwar_"
 _SMOOTHING_FRAMES = 0.8  # standard deviation: less than tracking noise blurs, more would swallow a syllable
 _BLINK = 0.75  # of the median aperture
 
@@ -53,16 +51,12 @@ class Clip:
 
     @property
     def is_word(self) -> bool:
-        return self.name.startswith(WORDS_PREFIX)
+        return is_word(self.name)
 
 
 def read_clips(data_dir: Path, split: str, model: FaceModel) -> list[Clip]:
     """All talking clips of a split."""
-    index_path = data_dir / "index.csv"
-    if not index_path.exists():
-        raise InputError(f"{index_path} is missing: --data needs a folder with index.csv, clips/ and tracks/.")
-    with index_path.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["split"] == split and row["kind"] == "talking"]
+    rows = [row for row in read_index(data_dir, "kind") if row["split"] == split and row["kind"] == "talking"]
     clips = [read_clip(data_dir, row["clip_id"], row["person"], model) for row in rows]
     log.info("%s: %d clips, %.1f min", split, len(clips), sum(len(c.mel) for c in clips) / 1500)
     return clips

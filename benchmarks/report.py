@@ -1,6 +1,5 @@
 """What every benchmark shares: rows of the data's index, means and their spread over persons, Markdown tables."""
 
-import csv
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -9,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from common import clip_index
 from common.errors import InputError
-from common.files import check_input
 
 FEW = 10  # persons
 
@@ -25,14 +24,12 @@ def run_main(main: Callable[[], None]) -> None:
 
 def clips(data_dir: Path, split: str, kind: str = "talking") -> list[dict[str, str]]:
     """Rows of index.csv of one split."""
-    check_input(data_dir / "index.csv", "index of the data")
-    with (data_dir / "index.csv").open() as file:
-        return [row for row in csv.DictReader(file) if row["split"] == split and row["kind"] == kind]
+    return [row for row in clip_index.read_index(data_dir, "kind") if row["split"] == split and row["kind"] == kind]
 
 
 def is_word(row: Mapping[str, str]) -> bool:
     """LRW-AR: single words of about a second, told apart from running speech everywhere."""
-    return row["clip_id"].startswith("lrwar_")
+    return clip_index.is_word(row["clip_id"])
 
 
 def by_person(values: Sequence[float], persons: Sequence[str]) -> np.ndarray:

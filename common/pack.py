@@ -34,6 +34,7 @@ from typing import Any, NoReturn
 import av
 import numpy as np
 
+from common import clip_index
 from common.errors import InputError
 from common.ffmpeg import decoded, open_container
 from common.files import atomic_path, check_input
@@ -169,21 +170,15 @@ def pilot(data_dir: Path, folder: Path, clips: list[Clip], n_threads: int) -> di
 
 def read_index(data_dir: Path, splits: set[str]) -> list[Clip]:
     """The rows of these splits whose files are there."""
-    check_input(data_dir / "index.csv", "index of the data")
     clips = []
-    with (data_dir / "index.csv").open(newline="", encoding="utf-8") as file:
-        rows = csv.DictReader(file)
-        missing = {"clip_id", "person", "split", "kind", "seconds"} - set(rows.fieldnames or ())
-        if missing:
-            raise InputError(f"{data_dir / 'index.csv'} has no column {sorted(missing)[0]}: see docs/data.md.")
-        for row in rows:
-            if row["split"] not in splits:
-                continue
-            if not CLIP_ID.fullmatch(row["clip_id"]):
-                raise InputError(f"{data_dir / 'index.csv'} names a clip '{row['clip_id']}': use letters, digits, ._-")
-            path = data_dir / "clips" / f"{row['clip_id']}.mp4"
-            check_input(path, "clip")
-            clips.append(Clip(row, path.stat().st_size))
+    for row in clip_index.read_index(data_dir, "kind", "seconds"):
+        if row["split"] not in splits:
+            continue
+        if not CLIP_ID.fullmatch(row["clip_id"]):
+            raise InputError(f"{data_dir / 'index.csv'} names a clip '{row['clip_id']}': use letters, digits, ._-")
+        path = data_dir / "clips" / f"{row['clip_id']}.mp4"
+        check_input(path, "clip")
+        clips.append(Clip(row, path.stat().st_size))
     if not clips:
         raise InputError(f"{data_dir} has no clips in the split {' or '.join(sorted(splits))}: choose another split.")
     return clips

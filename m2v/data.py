@@ -6,7 +6,6 @@ does not wait, and several processes share what is read. Sample i depends on the
 
 from __future__ import annotations
 
-import csv
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from common.clip_index import is_word, read_index
 from common.errors import InputError
 from common.face.fit import frontalise
 from common.face.model import MIRROR, FaceModel, mouth_opening
@@ -28,7 +28,6 @@ from m2v.condition import Conditions, Window, build
 log = logging.getLogger(__name__)
 
 FRAME_PX = 256
-WORDS_PREFIX = "lrwar_"  # labels of this corpus are groups of people who look alike
 Sample = dict[str, Tensor]
 
 
@@ -62,9 +61,8 @@ class Clip:
 
 def read_clips(data_dir: Path, split: str, n_frames: int, cache_dir: Path, kinds: tuple[str, ...]) -> list[Clip]:
     """Clips of a split without anything drawn over them, long enough for n_frames and a reference picture."""
-    check_input(data_dir / "index.csv", "index of the data")
-    with (data_dir / "index.csv").open(newline="") as file:
-        rows = [r for r in csv.DictReader(file) if r["split"] == split and r["kind"] in kinds and not r["overlay"]]
+    rows = read_index(data_dir, "kind", "overlay")
+    rows = [row for row in rows if row["split"] == split and row["kind"] in kinds and not row["overlay"]]
     model = FaceModel.builtin()
     clips = [read_clip(data_dir, row["clip_id"], row["person"], n_frames, cache_dir, model) for row in rows]
     usable = [clip for clip in clips if len(clip.starts)]
@@ -135,7 +133,7 @@ def clip_shares(clips: list[Clip], most_minutes: float) -> np.ndarray:
     """Probability of each clip: within a person by length, between persons by length up to a cap."""
     length = np.array([len(clip.frames) for clip in clips], np.float64)
     people = np.array([clip.person for clip in clips])
-    most = np.array([most_minutes * 1500 * (4 if clip.name.startswith(WORDS_PREFIX) else 1) for clip in clips])
+    most = np.array([most_minutes * 1500 * (4 if is_word(clip.name) else 1) for clip in clips])
     total = {person: length[people == person].sum() for person in set(people.tolist())}
     share = length * np.minimum(1.0, most / np.array([total[person] for person in people.tolist()]))
     return share / share.sum()

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Generator, Tensor
 
+from common.clip_index import read_index
 from common.files import check_input
 from common.media import VideoReader, read_picture
 
@@ -48,9 +49,7 @@ class FaceSet:
 
 def read_clips(data_dir: Path, split: str, per_person: int = 300, per_clip: int = 60, every: int = 5) -> FaceSet:
     """Frames of the clips of one split, spread evenly over each clip, so that no person and no clip dominates."""
-    check_input(data_dir / "index.csv", "index of the data")
-    with (data_dir / "index.csv").open() as file:
-        rows = [row for row in csv.DictReader(file) if row["split"] == split and not row["overlay"]]
+    rows = [row for row in read_index(data_dir, "overlay") if row["split"] == split and not row["overlay"]]
     by_person: dict[str, list[dict[str, str]]] = defaultdict(list)
     for row in rows:
         by_person[row["person"]].append(row)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.errors import InputError
+from common.clip_index import is_word, read_index
 from common.face.fit import fit, frontalise
 from common.face.model import INNER_LIP, LID_PAIRS, N_POINTS, RIGID, FaceModel, mirror
 from common.face.pos import align, euler_rad, flip_image
@@ -47,12 +47,8 @@ class Clip:
 
 def read_tracks(data_dir: Path, split: str, max_frames: int = _MAX_FRAMES) -> list[Clip]:
     """The tracks of a split, frames without a face left out, and without faces that a program made."""
-    index_path = data_dir / "index.csv"
-    if not index_path.exists():
-        raise InputError(f"{index_path} is missing: --data needs a folder with index.csv and tracks/.")
     clips = []
-    with index_path.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["split"] == split and row["synthetic"] == "no"]
+    rows = [row for row in read_index(data_dir, "synthetic") if row["split"] == split and row["synthetic"] == "no"]
     n_of: Counter[str] = Counter()
     for row in sorted(rows, key=lambda row: crc32(row["clip_id"].encode())):  # a fixed shuffle
         n_of[row["person"]] += 1
@@ -64,7 +60,7 @@ def read_tracks(data_dir: Path, split: str, max_frames: int = _MAX_FRAMES) -> li
                 continue
             good = good[np.linspace(0, len(good) - 1, min(len(good), max_frames)).round().astype(int)]
             points, irises = (torch.from_numpy(track[key][good].astype(np.float32)) for key in ("landmarks", "iris"))
-        clips.append(Clip(points, irises, row["person"], row["clip_id"].startswith("lrwar_")))
+        clips.append(Clip(points, irises, row["person"], is_word(row["clip_id"])))
     return clips
 
 
