@@ -7,7 +7,8 @@ the built-in model from landmark tracks (see `common.face.model_fit` for how); t
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 
@@ -62,10 +63,15 @@ def mouth_opening(points: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class FaceModel:
-    """A linear face model; float32, all in units of metres_per_unit.
+    """A linear face model of V vertices; float32, all in units of metres_per_unit. The built-in one: V = 68.
 
-    mean: [68, 3]; identity: [K, 68, 3] and expression: [E, 68, 3], directions of length 1; identity_std: [K] and
-    expression_std: [E], the standard deviations of their coefficients.
+    mean: [V, 3]; identity: [K, V, 3] and expression: [E, V, 3], directions: of length 1 in the built-in model, one
+    standard deviation or one whole blend shape in published ones; identity_std: [K] and expression_std: [E], the
+    standard deviations of their coefficients. triangles: [F, 3] int64, counter-clockwise as seen from outside.
+    landmark_vertices: [68, 3] int64, landmark_weights: [68, 3]: a landmark is the weighted mean of three vertices
+    (barycentric); None where the vertices are the landmarks, V = 68. expression_names: E of them, or none.
+    convention: how the landmarks are placed: `facemesh68` (built-in), `ibug68_3d` (iBUG's, with a jaw line that stays
+    on the head as it turns: BFM, FLAME, ICT-FaceKit).
     """
 
     mean: Tensor
@@ -76,16 +82,40 @@ class FaceModel:
     metres_per_unit: float
     name: str
     convention: str = CONVENTION
+    triangles: Tensor | None = None
+    landmark_vertices: Tensor | None = None
+    landmark_weights: Tensor | None = None
+    expression_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        k, e = len(self.identity_std), len(self.expression_std)
-        wanted = {"mean": (68, 3), "identity": (k, 68, 3), "expression": (e, 68, 3)}
+        k, e, v = len(self.identity_std), len(self.expression_std), len(self.mean)
+        wanted = {"mean": (v, 3), "identity": (k, v, 3), "expression": (e, v, 3)}
+        wanted |= {"identity_std": (k,), "expression_std": (e,)}
+        if self.landmark_vertices is not None:
+            wanted |= {"landmark_vertices": (N_POINTS, 3), "landmark_weights": (N_POINTS, 3)}
+        elif v != N_POINTS:
+            wanted["mean"] = (N_POINTS, 3)  # vertices are the landmarks, unless it is said which are
+        if self.triangles is not None:
+            wanted["triangles"] = (len(self.triangles), 3)
         for field, shape in wanted.items():
-            if tuple(getattr(self, field).shape) != shape:
-                raise ValueError(f"{field} must be {list(shape)}, got {list(getattr(self, field).shape)}")
+            value = getattr(self, field)
+            if value is None or tuple(value.shape) != shape:
+                raise ValueError(f"{field} must be {list(shape)}, got {'none' if value is None else list(value.shape)}")
+        for field in ("triangles", "landmark_vertices"):
+            indices = getattr(self, field)
+            if indices is None or len(indices) == 0:
+                continue
+            if indices.dtype != torch.int64:
+                raise ValueError(f"{field} must be int64, got {indices.dtype}")
+            if not 0 <= int(indices.min()) <= int(indices.max()) < v:
+                raise ValueError(
+                    f"{field} must be numbers of the {v} vertices, got {int(indices.min())} to {int(indices.max())}"
+                )
+        if self.expression_names and len(self.expression_names) != e:
+            raise ValueError(f"expression_names must be {e}, got {len(self.expression_names)}")
 
     def shape(self, identity: Tensor | None = None, expression: Tensor | None = None) -> Tensor:
-        """Points [..., 68, 3] of coefficients [..., K] and [..., E], in units (not standard deviations); eq. 1."""
+        """Points [..., V, 3] of coefficients [..., K] and [..., E], in units (not standard deviations); eq. 1."""
         points = self.mean
         if identity is not None:
             points = points + torch.einsum("...k,kpc->...pc", identity, self.identity)
@@ -93,12 +123,32 @@ class FaceModel:
             points = points + torch.einsum("...e,epc->...pc", expression, self.expression)
         return points
 
+    def landmarks(self, shape: Tensor) -> Tensor:
+        """The 68 landmarks [..., 68, 3] of vertices (or displacements of vertices) [..., V, 3]."""
+        if self.landmark_vertices is None or self.landmark_weights is None:
+            return shape
+        return (shape[..., self.landmark_vertices, :] * self.landmark_weights[..., None]).sum(dim=-2)
+
+    def at_landmarks(self) -> FaceModel:
+        """The model of the 68 landmarks alone, with the same coefficients (this one, if it has no other vertices)."""
+        if self.landmark_vertices is None:
+            return self
+        parts = {name: self.landmarks(getattr(self, name)) for name in ("mean", "identity", "expression")}
+        return self._with({**parts, "triangles": None, "landmark_vertices": None, "landmark_weights": None})
+
     def to(self, device: torch.device | str) -> FaceModel:
-        return replace(self, **{name: getattr(self, name).to(device) for name in _TENSORS})
+        return self._with({name: tensor.to(device) for name, tensor in self._tensors().items()})
+
+    def _with(self, tensors: Mapping[str, Tensor | None]) -> FaceModel:
+        return FaceModel(**{field.name: tensors.get(field.name, getattr(self, field.name)) for field in fields(self)})
+
+    def _tensors(self) -> dict[str, Tensor]:
+        found = {name: getattr(self, name) for name in (*_TENSORS, *_MESH_TENSORS)}
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
 
     def save(self, folder: Path) -> None:
         """Write model.safetensors (float32: some tens of KB) and config.json; raises InputError where it can't."""
-        config = {
+        config: dict[str, object] = {
             "format": _FORMAT,
             "name": self.name,
             "convention": self.convention,
@@ -106,7 +156,9 @@ class FaceModel:
             "n_identity": len(self.identity_std),
             "n_expression": len(self.expression_std),
         }
-        weights.save(folder, {name: getattr(self, name) for name in _TENSORS}, config, torch.float32)
+        if self.expression_names:
+            config["expression_names"] = list(self.expression_names)
+        weights.save(folder, self._tensors(), config, torch.float32)
 
     @staticmethod
     def load(name_or_path: str | Path) -> FaceModel:
@@ -117,9 +169,11 @@ class FaceModel:
                 raise InputError(f"{name_or_path} is not a face model of this version: format {config['format']!r}.")
             model = FaceModel(
                 **{name: state[name].float() for name in _TENSORS},
+                **{name: state[name] for name in _MESH_TENSORS if name in state},
                 metres_per_unit=float(config["metres_per_unit"]),
                 name=str(config["name"]),
                 convention=str(config["convention"]),
+                expression_names=tuple(str(name) for name in config.get("expression_names", ())),
             )
         except InputError:
             raise
@@ -137,6 +191,7 @@ class FaceModel:
 
 
 _TENSORS = ("mean", "identity", "expression", "identity_std", "expression_std")
+_MESH_TENSORS = ("triangles", "landmark_vertices", "landmark_weights")
 
 
 def main(argv: list[str] | None = None) -> None:
