@@ -1,0 +1,1 @@
+"""Figures of docs/geometry.md: `python -m benchmarks.geometry --help`."""
