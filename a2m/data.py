@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from a2m.mouth import TOUCHING_OPENING
 from a2m.speech import analyse, mel_columns
 from common.audio import n_frames
 from common.clip_index import is_word, read_index
 from common.face.fit import frontalise
 from common.face.model import LID_PAIRS, LIP_STREAM, FaceModel, eye_distance, mirror, mouth_opening
+from common.face.mouth import TOUCHING_OPENING
 from common.face.pos import Pose
 from common.files import check_input
 from common.media import read_audio

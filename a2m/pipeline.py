@@ -15,7 +15,6 @@ from typing import Any, Literal
 import torch
 from torch import Generator, Tensor
 
-from a2m import mouth
 from a2m.data import smooth
 from a2m.model import FORMAT as ATOM_FORMAT
 from a2m.model import AToMNet
@@ -26,6 +25,7 @@ from a2m.speech import Voice, analyse, mel_columns, mouth_gate
 from common import weights
 from common.audio import FPS, SAMPLE_RATE_HZ
 from common.errors import InputError
+from common.face import mouth
 from common.face.model import LIP_STREAM, REST, FaceModel
 from common.face.pos import Pose
 from common.motion import Motion, Reference

@@ -15,11 +15,11 @@ from torch import Generator, Tensor
 
 from a2m.data import Clip
 from a2m.model import AToMNet, Condition
-from a2m.mouth import closed, keep_lips_apart, lip_gap
 from a2m.regression import MEL_RANGE
 from a2m.speech import mouth_gate
 from common.diffusion import Denoiser, ddim, guided, noise_from, pvdm_timesteps
 from common.face.model import LIP_STREAM, FaceModel, mouth_opening
+from common.face.mouth import closed, keep_lips_apart, lip_gap
 
 Features = Callable[[int, int], Tensor]
 _WINDOWS_AT_ONCE = 32

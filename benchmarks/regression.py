@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from a2m.data import Clip, read_clips
-from a2m.mouth import keep_lips_apart, lip_gap
 from a2m.regression import WEIGHTS, Regression
 from a2m.regression_train import clip_correlation, model_input
 from a2m.speech import mouth_gate
 from benchmarks.report import run_main
 from common.face.model import LIP_STREAM, FaceModel, mouth_opening
+from common.face.mouth import keep_lips_apart, lip_gap
 
 MAX_LAG = 5
 Predictor = Callable[[Clip], Tensor]

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from a2m import mouth
 from a2m.model import AToMNet
 from a2m.pipeline import AudioToMotion
 from a2m.pose import LIMITS, spectral_radius
@@ -16,6 +15,7 @@ from a2m.speech import levels_db
 from common import weights
 from common.audio import n_frames
 from common.errors import InputError
+from common.face import mouth
 from common.face.model import LIP_STREAM, REST, eye_distance, mouth_opening
 from common.face.pos import Pose, euler_rad, from_euler_rad
 from common.media import read_audio

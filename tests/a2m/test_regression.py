@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from a2m import mouth
 from a2m.data import crops, disturb, lip_motion, person_shares, smooth
 from a2m.pipeline import AudioToMotion
 from a2m.regression import WEIGHTS, Regression, RegressionConfig, seam_weight, window_spans
@@ -17,6 +16,7 @@ from a2m.speech import analyse, levels_db
 from common import weights
 from common.audio import n_frames
 from common.errors import InputError
+from common.face import mouth
 from common.face.model import FaceModel, eye_distance, mirror, mouth_opening
 from common.face.pos import Pose, from_euler_rad
 from common.media import read_audio

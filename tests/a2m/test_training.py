@@ -10,7 +10,6 @@ from torch import Generator, Tensor
 
 from a2m.data import Clip, smooth
 from a2m.model import AToMConfig, AToMNet
-from a2m.mouth import set_lip_gap
 from a2m.pipeline import AudioToMotion
 from a2m.pose import HeadPrior
 from a2m.sampling import predict_openings
@@ -18,6 +17,7 @@ from a2m.space import MotionSpace
 from a2m.training import DataConfig, Speech, draw_samples, interpolate, load, loss_terms, make_loss, save
 from common.errors import InputError
 from common.face.model import LIP_STREAM, FaceModel, mouth_opening
+from common.face.mouth import set_lip_gap
 from common.face.pos import Pose, from_euler_rad
 from common.trainer import Task, TrainConfig, train
 

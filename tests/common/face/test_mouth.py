@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from a2m.mouth import CLOSED_OPENING, closed, keep_lips_apart, lip_gap, set_lip_gap
 from common.face.model import LIP_STREAM, REST, FaceModel, eye_distance, mouth_opening
+from common.face.mouth import CLOSED_OPENING, closed, keep_lips_apart, lip_gap, set_lip_gap
 
 
 @pytest.fixture(scope="module")
