@@ -21,7 +21,8 @@ from torch import Generator, Tensor, nn
 from a2m.data import Clip, raw_aperture, smooth
 from common import weights
 from common.face.model import LID_PAIRS, FaceModel
-from common.face.pos import Pose, euler_rad, from_euler_rad
+from common.face.pos import Pose
+from common.face.rotations import euler_rad, from_euler_rad
 
 log = logging.getLogger(__name__)
 

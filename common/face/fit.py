@@ -1,23 +1,38 @@
-"""Fitting the face model to landmarks, and taking the head's pose out of them.
+"""Fitting a face model to landmarks, and taking the head's pose out of them.
 
 Both find the pose on points that move with the skull (`model.RIGID`), on the shape of this person rather than the mean
 one: an open mouth must not pitch the head, and a long nose must not either. Depth from one camera is noisy, so its
-residuals count less (`pos.DEPTH_WEIGHT`).
+residuals count less (`pos.DEPTH_WEIGHT`). From a video to a file of coefficients:
+
+    python -m common.face.fit VIDEO OUT.npz [--model PATH] [--smooth N]
 """
 
 from __future__ import annotations
 
+import argparse
+import logging
+import sys
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from scipy.linalg import cho_solve_banded, cholesky_banded
 from torch import Tensor
 
-from common.face.model import N_POINTS, RIGID, FaceModel
-from common.face.pos import DEPTH_WEIGHT, Pose, align, flip_image
+from common.errors import InputError
+from common.face.model import BUILTIN, CONVENTION, N_POINTS, RIGID, FaceModel
+from common.face.pos import DEPTH_WEIGHT, Pose, align, check_points, flip_image
+from common.files import atomic_path, check_output
+
+log = logging.getLogger(__name__)
 
 NOISE_M = 0.0015  # what a landmark is off by; sets how far coefficients may leave their prior
+MAX_SMOOTHING_FRAMES = 100.0  # beyond, the smoother's equations lose their digits
 _MAX_IDENTITY_FRAMES = 64  # a person's shape is known well enough from so many frames, spread over the clip
 _IDENTITY_VOTES = 6.0  # frames of one clip share their errors: all of them together weigh like so many
+_CHUNK_FRAMES = 1024  # frames solved at once: beyond its own arrays, a long video needs no more memory than a short one
 
 
 @dataclass(frozen=True)
@@ -25,7 +40,7 @@ class Fit:
     """One person in T frames.
 
     identity: [K]; expression: [T, E], both in model units; pose: Pose [T], v up; residual_px: [T], the root mean square
-    distance in the picture between the 68 landmarks and the fitted model's.
+    distance in the picture between the 68 landmarks, as they were given, and the fitted model's.
     """
 
     identity: Tensor
@@ -34,52 +49,115 @@ class Fit:
     residual_px: Tensor
 
 
-def fit(model: FaceModel, points: Tensor, height: int, n_rounds: int = 3) -> Fit:
+def fit(model: FaceModel, points: Tensor, height: int, n_rounds: int = 3, smoothing_frames: float = 0.0) -> Fit:
     """Fit one identity, and an expression and pose per frame, to image landmarks [T, 68, 2 or 3] (y down, pixels).
 
-    Alternates the pose of the rigid points with a joint least-squares for all coefficients, under the model's Gaussian
-    prior. height: of the picture in pixels.
+    Alternates the pose of the rigid points with least squares for the coefficients under the model's Gaussian prior:
+    first for the identity, jointly over frames spread over the clip, then frame by frame. model: any; its 68 landmarks
+    are fitted, in the convention of the points. height: of the picture in pixels. smoothing_frames: see `smoothed`.
+    Raises ValueError where landmarks can't tell a pose (`check_landmarks`).
     """
-    _check(points)
-    model, seen = model.to(points.device), flip_image(points.float(), height)
-    identity = _fit_identity(model, seen, n_rounds)
-    expression = seen.new_zeros(len(seen), len(model.expression_std))
-    for _ in range(n_rounds - 1):
-        pose = _skull_pose(model.shape(identity, expression), seen)
-        _, expression = _solve(model, seen, pose, identity)
-    error = pose.project(model.shape(identity, expression))[..., :2] - seen[..., :2]
-    return Fit(identity, expression, pose, error.square().sum(dim=-1).mean(dim=-1).sqrt())
+    check_landmarks(points)
+    if n_rounds < 2:
+        raise ValueError(f"fitting needs n_rounds of 2 or more, for a pose and for the shape in it, got {n_rounds}")
+    model, given = model.at_landmarks().to(points.device), points.float()
+    tracked = smoothed(given, smoothing_frames)
+    identity = _fit_identity(model, tracked, height, n_rounds)
+    expressions, poses, residuals = [], [], []
+    for part, given_part in zip(tracked.split(_CHUNK_FRAMES), given.split(_CHUNK_FRAMES), strict=True):
+        expression, pose = _fit_frames(model, identity, flip_image(part, height), n_rounds - 1)
+        error = pose.project(model.shape(identity, expression)) - flip_image(_with_depth(given_part), height)
+        residuals.append(error[..., :2].square().sum(dim=-1).mean(dim=-1).sqrt())
+        expressions.append(expression)
+        poses.append(pose)
+    return Fit(identity, torch.cat(expressions), _joined(poses), torch.cat(residuals))
 
 
 def frontalise(points: Tensor, height: int, model: FaceModel) -> tuple[Tensor, Pose]:
     """Take one person's pose out of image landmarks: [T, 68, 3] (y down, pixels) -> LM3D [T, 68, 3], Pose [T].
 
     Only the inverse of a similarity is applied: `pose.project(model.mean + lm3d)`, flipped, is x and y of the input to
-    rounding, and its depth up to an offset per frame. height: of the picture in pixels.
+    rounding, and its depth up to an offset per frame. model: its landmarks. height: of the picture in pixels. Raises
+    ValueError where landmarks can't tell a pose (`check_landmarks`).
     """
-    _check(points)
+    check_landmarks(points)
     if points.shape[-1] != 3:
         raise ValueError(f"frontalising needs depth: points must be [T, 68, 3], got {list(points.shape)}")
-    model, seen = model.to(points.device), flip_image(points.float(), height)
-    skull = model.shape(_fit_identity(model, seen, n_rounds=2))
-    pose = _skull_pose(skull, seen)
-    return pose.unproject(_without_depth_offset(skull, seen, pose)) - model.mean, pose
+    model, points = model.at_landmarks().to(points.device), points.float()
+    skull = model.shape(_fit_identity(model, points, height, n_rounds=2))
+    parts, poses = [], []
+    for part in points.split(_CHUNK_FRAMES):
+        seen = flip_image(part, height)
+        pose = _skull_pose(skull, seen)
+        parts.append(pose.unproject(_without_depth_offset(skull, seen, pose)) - model.mean)
+        poses.append(pose)
+    return torch.cat(parts), _joined(poses)
 
 
-def _check(points: Tensor) -> None:
+def check_landmarks(points: Tensor) -> None:
+    """Raise ValueError unless points are [T, 68, 2 or 3], T at least 1, and every frame can tell a pose.
+
+    That is: finite numbers, and rigid points (nose bridge, outer eye corners, ears) in four different places that don't
+    all lie on one line of the picture.
+    """
     if points.ndim != 3 or points.shape[1] != N_POINTS or points.shape[2] not in (2, 3) or len(points) == 0:
-        raise ValueError(f"landmarks must be [T, 68, 2] or [T, 68, 3], got shape {list(points.shape)}")
+        raise ValueError(f"landmarks must be [T, 68, 2] or [T, 68, 3], T at least 1, got shape {list(points.shape)}")
+    is_finite = points.isfinite().flatten(1).all(dim=1)
+    if not is_finite.all():
+        raise ValueError(
+            f"landmarks of frame {int((~is_finite).int().argmax())} are not all finite numbers: leave out frames "
+            "without a face"
+        )
+    check_points(points[:, RIGID, :2], what="landmarks of the skull (nose, eye corners, ears)", item="frame")
 
 
-def _fit_identity(model: FaceModel, seen: Tensor, n_rounds: int) -> Tensor:
-    """One person's coefficients [K] from landmarks [T, 68, 2 or 3], v up; expressions are told apart on the way."""
-    seen = seen[_spread(len(seen), _MAX_IDENTITY_FRAMES, seen.device)]
+def smoothed(points: Tensor, smoothing_frames: float) -> Tensor:
+    """Landmarks [T, 68, D] with their tremble taken out; 0 gives them back as they are.
+
+    The most probable path y under a Gaussian prior on its second differences: of |y - x|² + s⁴ |D² y|² the minimum
+    (Whittaker's smoother), s = smoothing_frames, at most 100. It looks both ways, so nothing comes late; a still face
+    stays, and so does one at constant speed. A swing is halved where its period is 2 pi s frames (s above 1; in general
+    its gain is 1 / (1 + (2 s sin(w / 2))⁴) at w radians per frame), slower ones stay. Solved on the CPU.
+    """
+    if not 0 <= smoothing_frames <= MAX_SMOOTHING_FRAMES:
+        raise ValueError(f"smoothing_frames must lie between 0 and {MAX_SMOOTHING_FRAMES:g}, got {smoothing_frames}")
+    n_frames = len(points)
+    if smoothing_frames == 0 or n_frames < 3:
+        return points
+    weight = float(smoothing_frames) ** 4
+    bands = np.zeros((3, n_frames))  # the upper diagonals of 1 + weight D²ᵀ D², outermost first
+    bands[0, 2:] = weight
+    bands[1, 1:-1] -= 2 * weight
+    bands[1, 2:] -= 2 * weight
+    bands[2] = 1
+    for offset, square in ((0, 1), (1, 4), (2, 1)):
+        bands[2, offset : n_frames - 2 + offset] += square * weight
+    factor = cholesky_banded(bands)
+    columns = points.detach().cpu()
+    solved = [cho_solve_banded((factor, False), columns[:, k].double().numpy()) for k in range(points.shape[1])]
+    return torch.stack([torch.from_numpy(column).to(points.dtype) for column in solved], dim=1).to(points.device)
+
+
+def _fit_identity(model: FaceModel, points: Tensor, height: int, n_rounds: int) -> Tensor:
+    """One person's coefficients [K] from image landmarks [T, 68, 2 or 3]; expressions are told apart on the way."""
+    seen = flip_image(points[_spread(len(points), _MAX_IDENTITY_FRAMES, points.device)], height)
     identity, expression = None, None
     for _ in range(n_rounds):
         pose = _skull_pose(model.shape(identity, expression), seen)
-        identity, expression = _solve(model, seen, pose, None)
+        identity, expression = _solve_both(model, seen, pose, model.shape(identity))
     assert identity is not None
     return identity
+
+
+def _fit_frames(model: FaceModel, identity: Tensor, seen: Tensor, n_rounds: int) -> tuple[Tensor, Pose]:
+    """Expression [T, E] and Pose [T] of one person in landmarks [T, 68, 2 or 3], v up; every frame by itself."""
+    person = model.shape(identity)
+    shape = person
+    for _ in range(n_rounds):
+        pose = _skull_pose(shape, seen)
+        expression = _solve_expression(model, seen, pose, person)
+        shape = person + torch.tensordot(expression, model.expression, 1)
+    return expression, pose
 
 
 def _spread(n_frames: int, n_wanted: int, device: torch.device) -> Tensor:
@@ -99,34 +177,152 @@ def _without_depth_offset(shape: Tensor, seen: Tensor, pose: Pose) -> Tensor:
     return seen - torch.nn.functional.pad(offset[:, None], (2, 0))[:, None]
 
 
-def _solve(model: FaceModel, seen: Tensor, pose: Pose, identity: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Coefficients given the pose: identity [K] (kept where it is given) and expression [T, E].
+def _solve_expression(model: FaceModel, seen: Tensor, pose: Pose, person: Tensor) -> Tensor:
+    """Expression [T, E] of a person's shape [68, 3] given the pose; every frame by itself."""
+    bases = model.expression * model.expression_std[:, None, None]
+    normal, right = _normal_equations(bases, *_face_space(seen, pose, person, person))
+    factor = torch.linalg.cholesky(normal + _prior(model, len(bases), seen))
+    return torch.cholesky_solve(right[..., None], factor)[..., 0] * model.expression_std
 
-    Least squares over all frames at once; residuals are turned into face space, where a frame's metric is
-    G = Rᵀ diag(1, 1, depth_weight) R, so one product of the bases serves every frame.
-    """
-    depth_weight = DEPTH_WEIGHT if seen.shape[-1] == 3 else 0.0
-    if seen.shape[-1] == 3:
-        seen = _without_depth_offset(model.shape(identity), seen, pose)
-    else:
-        seen = torch.nn.functional.pad(seen, (0, 1))
-    residual = pose.unproject(seen) - model.shape(identity)  # [T, 68, 3]
-    metric = (pose.rotation.mT * seen.new_tensor([1.0, 1.0, depth_weight])) @ pose.rotation  # [T, 3, 3]
-    n_identity = 0 if identity is not None else len(model.identity_std)
-    bases = torch.cat([model.identity[:n_identity], model.expression])  # [n, 68, 3]
-    products = torch.einsum("npi,mpj->ijnm", bases, bases)
-    normal = torch.einsum("tij,ijnm->tnm", metric, products)  # [T, n, n]
-    right = torch.einsum("npi,tij,tpj->tn", bases, metric, residual)  # [T, n]
-    noise = NOISE_M / model.metres_per_unit
-    n_frames = len(seen)
-    a_ee = normal[:, n_identity:, n_identity:] + torch.diag((noise / model.expression_std) ** 2)  # [T, E, E]
-    if identity is not None:
-        return identity, torch.linalg.solve(a_ee, right)
+
+def _solve_both(model: FaceModel, seen: Tensor, pose: Pose, person: Tensor) -> tuple[Tensor, Tensor]:
+    """Identity [K] of all frames and expression [T, E] of each, given the pose; person: the shape so far, [68, 3]."""
+    k = len(model.identity_std)
+    std = torch.cat([model.identity_std, model.expression_std])
+    bases = torch.cat([model.identity, model.expression]) * std[:, None, None]
+    normal, right = _normal_equations(bases, *_face_space(seen, pose, person, model.mean))
     # Arrow-shaped system: eliminate the frames' own unknowns, solve for the shared ones, go back.
-    a_ie, b_i, b_e = normal[:, :n_identity, n_identity:], right[:, :n_identity], right[:, n_identity:]
-    gain = torch.linalg.solve(a_ee, a_ie.mT).mT  # [T, K, E]
-    schur = (normal[:, :n_identity, :n_identity] - gain @ a_ie.mT).mean(dim=0)
-    votes = min(n_frames, _IDENTITY_VOTES)
-    prior = torch.diag((noise / model.identity_std) ** 2) / votes
-    shared = torch.linalg.solve(schur + prior, (b_i - (gain @ b_e[..., None])[..., 0]).mean(dim=0))
-    return shared, torch.linalg.solve(a_ee, b_e - torch.einsum("tke,k->te", a_ie, shared))
+    factor = torch.linalg.cholesky(normal[:, k:, k:] + _prior(model, len(std) - k, seen))
+    a_ie, b_i, b_e = normal[:, :k, k:], right[:, :k], right[:, k:, None]
+    gain = torch.cholesky_solve(a_ie.mT, factor).mT  # [T, K, E]
+    schur = (normal[:, :k, :k] - gain @ a_ie.mT).mean(dim=0)
+    prior = _prior(model, k, seen) / min(len(seen), _IDENTITY_VOTES)
+    shared = torch.linalg.solve(schur + prior, (b_i - (gain @ b_e)[..., 0]).mean(dim=0))
+    own = torch.cholesky_solve(b_e - (a_ie.mT @ shared)[..., None], factor)[..., 0]
+    return shared * std[:k], own * std[k:]
+
+
+def _face_space(seen: Tensor, pose: Pose, person: Tensor, origin: Tensor) -> tuple[Tensor, Tensor]:
+    """Residuals [T, 68, 3] against `origin` [68, 3] in face space, and their metric there, [T, 3, 3].
+
+    There, what counts in the picture is G = Rᵀ diag(1, 1, depth_weight) R, so one product of the bases serves all
+    frames. person: the shape that depth's offset is found on.
+    """
+    has_depth = seen.shape[-1] == 3
+    seen = _without_depth_offset(person, seen, pose) if has_depth else _with_depth(seen)
+    weight = seen.new_tensor([1.0, 1.0, DEPTH_WEIGHT if has_depth else 0.0])
+    return pose.unproject(seen) - origin, (pose.rotation.mT * weight) @ pose.rotation
+
+
+def _normal_equations(bases: Tensor, residual: Tensor, metric: Tensor) -> tuple[Tensor, Tensor]:
+    """Left side [T, n, n] and right side [T, n] of least squares in bases [n, 68, 3]."""
+    n = len(bases)
+    products = torch.einsum("npi,mpj->ijnm", bases, bases).reshape(9, n * n)
+    return (metric.flatten(1) @ products).unflatten(1, (n, n)), (residual @ metric).flatten(1) @ bases.flatten(1).mT
+
+
+def _prior(model: FaceModel, n: int, like: Tensor) -> Tensor:
+    """What the Gaussian prior adds to the normal equations of n coefficients, counted in standard deviations."""
+    noise = NOISE_M / model.metres_per_unit
+    return noise**2 * torch.eye(n, dtype=like.dtype, device=like.device)
+
+
+def _with_depth(points: Tensor) -> Tensor:
+    """[T, 68, 2] -> [T, 68, 3] with depth 0; what has depth stays."""
+    return torch.nn.functional.pad(points, (0, 3 - points.shape[-1]))
+
+
+def _joined(poses: list[Pose]) -> Pose:
+    scale, rotation, translation = zip(*((pose.scale, pose.rotation, pose.translation) for pose in poses), strict=True)
+    return Pose(torch.cat(scale), torch.cat(rotation), torch.cat(translation))
+
+
+# ---- a video on the command line ------------------------------------------------------------------------------------
+
+
+def fit_video(video_path: Path, model: FaceModel, smoothing_frames: float = 0.0) -> tuple[Fit, dict[str, Any]]:
+    """Track a video's largest face and fit the model to it -> the fit, and what its frames are (fps, first_frame ...).
+
+    Raises InputError where there is no face, or no way from the tracker's landmarks to the model's convention.
+    """
+    from common.face.conventions import convert
+    from common.face.track import bridge_gaps, track_frames
+    from common.media import VideoReader
+
+    with VideoReader(video_path) as video:
+        fps, size = float(video.fps), (video.width, video.height)
+        landmarks = list(track_frames(video.frames_at(video.fps), fps))
+    try:
+        points, kept, n_filled = bridge_gaps(landmarks, fps)
+        fitted = fit(
+            model,
+            convert(torch.from_numpy(points), CONVENTION, model.convention),
+            size[1],
+            smoothing_frames=smoothing_frames,
+        )
+    except (InputError, ValueError) as error:
+        raise InputError(f"{video_path}: {error}") from error
+    frames = {"fps": fps, "image_size": size, "first_frame": kept.start, "interpolated_frames": n_filled}
+    return fitted, frames
+
+
+def save(path: Path, fitted: Fit, model: FaceModel, frames: dict[str, Any], overwrite: bool = False) -> None:
+    """Write an .npz of plain arrays: the fields of Fit and its pose, the model's name, and what `fit_video` says."""
+    tensors = {
+        "identity": fitted.identity,
+        "expression": fitted.expression,
+        "scale": fitted.pose.scale,
+        "rotation": fitted.pose.rotation,
+        "translation": fitted.pose.translation,
+        "residual_px": fitted.residual_px,
+    }
+    arrays: dict[str, Any] = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
+    arrays |= {name: np.array(value) for name, value in frames.items()}
+    arrays |= {"model": np.array(model.name), "convention": np.array(model.convention)}
+    arrays["expression_names"] = np.array(model.expression_names, dtype=np.str_)
+    with atomic_path(path, overwrite) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m common.face.fit",
+        description="Follow the largest face of a video and save what a face model makes of it: identity, and "
+        "expression, pose and residual of every frame (.npz of plain arrays).",
+    )
+    parser.add_argument("video", type=Path)
+    parser.add_argument("out", type=Path, help="the .npz to write")
+    parser.add_argument(
+        "--model", default=BUILTIN, help="a face model: bfm, flame, ict, gnm, or a path to one (default: built-in)"
+    )
+    parser.add_argument(
+        "--smooth",
+        type=float,
+        default=0.0,
+        metavar="N",
+        help="take the tremble out of the landmarks: swings under 6 N frames go; 1 is gentle (default: 0, none)",
+    )
+    parser.add_argument("--overwrite", action="store_true")
+    args = parser.parse_args(argv)
+    if not 0 <= args.smooth <= MAX_SMOOTHING_FRAMES:
+        parser.error(f"--smooth must lie between 0 and {MAX_SMOOTHING_FRAMES:g}, got {args.smooth:g}")
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    try:
+        check_output(args.out, args.overwrite)
+        model = FaceModel.load(args.model)
+        fitted, frames = fit_video(args.video, model, args.smooth)
+        save(args.out, fitted, model, frames, args.overwrite)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    residual = fitted.residual_px
+    print(
+        f"{args.out}: {len(residual)} frames from frame {frames['first_frame']} at {frames['fps']:g} frames/s, "
+        f"{frames['interpolated_frames']} of them interpolated; residual {residual.median():.2f} px (median), "
+        f"{residual.quantile(0.95):.2f} px (95 %), {residual.max():.2f} px at frame "
+        f"{frames['first_frame'] + int(residual.argmax())} (worst)"
+    )
+
+
+if __name__ == "__main__":
+    main()

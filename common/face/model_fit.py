@@ -22,7 +22,8 @@ from torch import Tensor
 from common.clip_index import is_word, read_index
 from common.face.fit import fit, frontalise
 from common.face.model import INNER_LIP, LID_PAIRS, N_POINTS, RIGID, FaceModel, mirror
-from common.face.pos import align, euler_rad, flip_image
+from common.face.pos import align, flip_image
+from common.face.rotations import euler_rad
 
 METRES_PER_UNIT = 0.1  # as in BFM's published crops; about the size of a head
 PUPIL_DISTANCE_M = 0.063  # adults' mean

@@ -11,19 +11,21 @@ least-squares pose under a true rotation, in which depth may count as much or as
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from common.face.rotations import GENERATORS, from_axis_angle
+from common.face.rotations import euler_rad as euler_rad
+from common.face.rotations import from_euler_rad as from_euler_rad
+
 DEPTH_WEIGHT = 0.1  # of a squared depth residual beside a squared pixel: monocular depth is some three times noisier
 
-_GENERATORS = (  # small motions of the projected points: rotation about u, v, depth, and scaling
-    ((0.0, 0.0, 0.0), (0.0, 0.0, -1.0), (0.0, 1.0, 0.0)),
-    ((0.0, 0.0, 1.0), (0.0, 0.0, 0.0), (-1.0, 0.0, 0.0)),
-    ((0.0, -1.0, 0.0), (1.0, 0.0, 0.0), (0.0, 0.0, 0.0)),
-    ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)),
-)
+_THIN = 1e-6  # second variance by all of it, below which points lie on one line: 1 mm across where 1 m long
+_IRRATIONAL = (1.0, math.pi, math.e)
+_MOTIONS = (*GENERATORS, ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)))  # of projected points: turn, scale
 
 
 @dataclass(frozen=True)
@@ -79,10 +81,7 @@ def pos_affine(points3d: Tensor, points2d: Tensor, weights: Tensor | None = None
     points3d: [..., P, 3]; points2d: [..., P, 2], v up; weights: [..., P], of the squared residuals. Leading shapes
     broadcast. The minimum-norm solution where the points leave it open (all in a plane, fewer than four).
     """
-    if points3d.shape[-1] != 3 or points2d.shape[-1] != 2 or points3d.shape[-2] != points2d.shape[-2]:
-        raise ValueError(
-            f"pos needs points [..., P, 3] and [..., P, 2], got {list(points3d.shape)} and {list(points2d.shape)}"
-        )
+    _check_pair(points3d, points2d, (2,))
     homogeneous = torch.nn.functional.pad(points3d.double(), (0, 1), value=1.0)  # [..., P, 4]
     target = points2d.double()
     if weights is not None:
@@ -95,8 +94,12 @@ def pos(points3d: Tensor, points2d: Tensor, weights: Tensor | None = None) -> Po
     """Closed-form pose of points3d [..., P, 3] in the picture points2d [..., P, 2] (v up); see `pos_affine`.
 
     scale = (|R1| + |R2|) / 2 and the translation are the references'; the rotation is the nearest one (polar factor of
-    the normalised rows), where the references' rows are not orthogonal under noise. Differentiable.
+    the normalised rows), where the references' rows are not orthogonal under noise. Differentiable. Raises ValueError
+    where either points can't tell a pose (see `check_points`).
     """
+    _check_pair(points3d, points2d, (2,))
+    check_points(points3d, weights, "model points")
+    check_points(points2d, weights, "image points")
     return pose_from_affine(pos_affine(points3d, points2d, weights))
 
 
@@ -144,12 +147,17 @@ def align(
     """The least-squares pose with a true rotation, by Gauss-Newton from `pos`.
 
     points3d: [..., P, 3]; points: [..., P, 2] (v up), or [..., P, 3] with depth (towards the camera, pixels, any
-    offset), whose squared residuals count depth_weight times; weights: [P] or [..., P]. Returns Pose [...].
+    offset), whose squared residuals count depth_weight times; weights: [P] or [..., P]. Returns Pose [...]. Raises
+    ValueError where either points can't tell a pose (see `check_points`).
     """
+    _check_pair(points3d, points, (2, 3))
+    check_points(points3d, weights, "model points")
+    check_points(points[..., :2], weights, "image points")
+    _refuse(~points[..., 2:].isfinite().flatten(-2).all(dim=-1), "depths of image points", "are not all finite numbers")
     shape = torch.broadcast_shapes(points3d.shape[:-1], points.shape[:-1])
     weights = torch.ones(shape, dtype=points.dtype, device=points.device) if weights is None else weights
     weights = weights.to(points).expand(shape)
-    pose = pos(points3d, points[..., :2], weights)
+    pose = pose_from_affine(pos_affine(points3d, points[..., :2], weights))
     target, x = points.double(), points3d.double().expand(*shape, 3)
     if points.shape[-1] == 2:
         target, depth_weight = torch.nn.functional.pad(target, (0, 1)), 0.0
@@ -163,7 +171,7 @@ def align(
     # Second moments are all that the objective needs of the points; the iterations don't see P.
     spread = (share[..., None] * x).mT @ x  # [..., 3, 3]
     cross = (share[..., None] * target).mT @ x  # [..., 3, 3], rows of the picture, columns of face space
-    generators = target.new_tensor(_GENERATORS)  # [4, 3, 3]
+    generators = target.new_tensor(_MOTIONS)  # [4, 3, 3]
     weighted = target.new_tensor([1.0, 1.0, depth_weight])[:, None] * generators
     products = torch.einsum("iab,jac->bcij", generators, weighted).reshape(9, 16)
     eye = torch.eye(4, dtype=target.dtype, device=target.device)
@@ -175,7 +183,7 @@ def align(
         gradient = error.flatten(-2) @ weighted.flatten(1).T
         damping = 1e-6 * normal.diagonal(dim1=-2, dim2=-1).sum(dim=-1) + 1e-12
         step = torch.linalg.solve(normal + damping[..., None, None] * eye, gradient).clamp(-0.5, 0.5)  # [..., 4]
-        rotation = exp_rotation(step[..., :3]) @ rotation
+        rotation = from_axis_angle(step[..., :3]) @ rotation
         scale = scale * step[..., 3].exp()
     mean3d = (share[..., None] * points3d.double()).sum(dim=-2)  # [..., 3]
     mean2d = (share[..., None] * points[..., :2].double()).sum(dim=-2)
@@ -183,31 +191,43 @@ def align(
     return Pose(scale.to(points), rotation.to(points), translation.to(points))
 
 
-def exp_rotation(vector_rad: Tensor) -> Tensor:
-    """Rotation vectors [..., 3] in radians -> matrices [..., 3, 3] (Rodrigues)."""
-    tiny = torch.finfo(vector_rad.dtype).tiny ** 0.5
-    angle = (vector_rad.square().sum(dim=-1) + tiny).sqrt()[..., None, None]  # finite gradient at zero
-    skew = (vector_rad @ vector_rad.new_tensor(_GENERATORS[:3]).flatten(1)).unflatten(-1, (3, 3))
-    first, second = torch.sinc(angle / torch.pi), torch.sinc(angle / (2 * torch.pi)).square() / 2
-    return torch.eye(3, dtype=vector_rad.dtype, device=vector_rad.device) + first * skew + second * (skew @ skew)
+def check_points(points: Tensor, weights: Tensor | None = None, what: str = "points", item: str = "item") -> None:
+    """Raise ValueError where points [..., P, 2 or 3] can't tell a pose, naming the first such item of the batch.
 
-
-def euler_rad(rotation: Tensor) -> Tensor:
-    """Rotations [..., 3, 3] -> pitch, yaw, roll [..., 3] in radians; R = Rz(roll) Ry(yaw) Rx(pitch).
-
-    Positive: the face looks down (pitch), turns to the image's right (yaw), and the head tips to the image's left
-    (roll, counter-clockwise as seen). Gimbal lock at a full profile, where no landmark network works anyway.
+    That is: not finite, fewer than four different ones, or all on one line. weights: [..., P], not negative; points of
+    weight zero don't count.
     """
-    pitch = torch.atan2(rotation[..., 2, 1], rotation[..., 2, 2])
-    yaw = torch.asin((-rotation[..., 2, 0]).clamp(-1, 1))
-    roll = torch.atan2(rotation[..., 1, 0], rotation[..., 0, 0])
-    return torch.stack([pitch, yaw, roll], dim=-1)
+    points = points.detach().double()
+    if len(points.reshape(-1)) == 0:
+        raise ValueError(f"a pose needs four {what} or more, got none: shape {list(points.shape)}")
+    share = points.new_ones(points.shape[:-1]) if weights is None else weights.detach().double()
+    _refuse(~points.isfinite().flatten(-2).all(dim=-1), what, "are not all finite numbers", item)
+    _refuse(~(share.isfinite() & (share >= 0)).all(dim=-1), "weights", "must be finite and not negative")
+    counts = (share > 0).expand(torch.broadcast_shapes(share.shape, points.shape[:-1]))
+    # One number tells points apart but for coincidences of irrational odds.
+    key = sum((a * values for a, values in zip(_IRRATIONAL, points.unbind(-1), strict=False)), points.new_zeros(()))
+    key = torch.where(counts, key, torch.inf).sort(dim=-1).values
+    n_different = (key.diff(dim=-1) > 0).sum(dim=-1) + counts.all(dim=-1)
+    _refuse(n_different < 4, what, "are fewer than four different points, and a pose needs four", item)
+    part = counts / counts.sum(dim=-1, keepdim=True)
+    centred = points - (part[..., None] * points).sum(dim=-2, keepdim=True)
+    moments = centred.mT @ (part[..., None] * centred)  # [..., D, D]
+    total = moments.diagonal(dim1=-2, dim2=-1).sum(dim=-1)
+    # Of the eigenvalues a >= b >= c: ab + ac + bc by (a + b + c)², about b/a where points are thin.
+    second = (total.square() - moments.square().sum(dim=(-2, -1))) / 2
+    _refuse(second <= _THIN * total.square(), what, "all lie on one line, which can be seen from any side", item)
 
 
-def from_euler_rad(angles_rad: Tensor) -> Tensor:
-    """Pitch, yaw, roll [..., 3] -> rotations [..., 3, 3]: the inverse of `euler_rad`."""
-    pitch, yaw, roll = (
-        torch.nn.functional.pad(a[..., None], p)
-        for a, p in zip(angles_rad.unbind(-1), ((0, 2), (1, 1), (2, 0)), strict=True)
-    )
-    return exp_rotation(roll) @ exp_rotation(yaw) @ exp_rotation(pitch)
+def _refuse(is_bad: Tensor, what: str, reason: str, item: str = "item") -> None:
+    if is_bad.any():
+        where = f" of {item} {int(is_bad.flatten().int().argmax())}" if is_bad.ndim else ""
+        raise ValueError(f"{what}{where} {reason}")
+
+
+def _check_pair(points3d: Tensor, points: Tensor, n_axes: tuple[int, ...]) -> None:
+    is_pair = points3d.ndim >= 2 and points.ndim >= 2 and points3d.shape[-2] == points.shape[-2]
+    if not is_pair or points3d.shape[-1] != 3 or points.shape[-1] not in n_axes:
+        raise ValueError(
+            f"a pose needs points [..., P, 3] and [..., P, {' or '.join(map(str, n_axes))}], got "
+            f"{list(points3d.shape)} and {list(points.shape)}"
+        )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 HEAD_ORDER = "xyz"  # Euler angles pitch, yaw, roll: R = Rz(roll) Ry(yaw) Rx(pitch)
-_GENERATORS = (  # small turns about x, y, z
+GENERATORS = (  # small turns about x, y, z
     ((0.0, 0.0, 0.0), (0.0, 0.0, -1.0), (0.0, 1.0, 0.0)),
     ((0.0, 0.0, 1.0), (0.0, 0.0, 0.0), (-1.0, 0.0, 0.0)),
     ((0.0, -1.0, 0.0), (1.0, 0.0, 0.0), (0.0, 0.0, 0.0)),
@@ -32,7 +32,7 @@ def from_axis_angle(vector_rad: Tensor) -> Tensor:
     """Vectors [..., 3] along the axis, as long as the angle -> R [..., 3, 3] (Rodrigues)."""
     _check(vector_rad, (3,), "axis-angle vectors")
     angle = _length(vector_rad)[..., None]
-    skew = (vector_rad @ vector_rad.new_tensor(_GENERATORS).flatten(1)).unflatten(-1, (3, 3))
+    skew = (vector_rad @ vector_rad.new_tensor(GENERATORS).flatten(1)).unflatten(-1, (3, 3))
     first, second = torch.sinc(angle / torch.pi), torch.sinc(angle / (2 * torch.pi)).square() / 2
     return torch.eye(3, dtype=vector_rad.dtype, device=vector_rad.device) + first * skew + second * (skew @ skew)
 
@@ -61,7 +61,7 @@ def from_quaternion(value: Tensor) -> Tensor:
     """Quaternions [..., 4], real part first, of any length (zero: no turn) -> R [..., 3, 3]."""
     _check(value, (4,), "quaternions")
     real, imaginary = (value / _length(value)).split([1, 3], dim=-1)
-    skew = (imaginary @ imaginary.new_tensor(_GENERATORS).flatten(1)).unflatten(-1, (3, 3))
+    skew = (imaginary @ imaginary.new_tensor(GENERATORS).flatten(1)).unflatten(-1, (3, 3))
     # With w² + |v|² = 1: R = 1 + 2 w [v] + 2 [v]².
     return torch.eye(3, dtype=value.dtype, device=value.device) + 2 * (real[..., None] * skew + skew @ skew)
 
@@ -155,7 +155,7 @@ def angle_rad(one: Tensor, other: Tensor) -> Tensor:
 
 def _about(axis: int, angle_rad: Tensor) -> Tensor:
     """Turns about one axis, [...] -> [..., 3, 3]; exactly the identity for 0."""
-    generator = angle_rad.new_tensor(_GENERATORS[axis])
+    generator = angle_rad.new_tensor(GENERATORS[axis])
     sine, cosine = angle_rad.sin()[..., None, None], angle_rad.cos()[..., None, None]
     eye = torch.eye(3, dtype=angle_rad.dtype, device=angle_rad.device)
     return eye + sine * generator + (1 - cosine) * (generator @ generator)

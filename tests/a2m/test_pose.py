@@ -17,7 +17,8 @@ from a2m.pose import (
 from a2m.regression import WEIGHTS
 from common import weights
 from common.face.model import LID_PAIRS, FaceModel
-from common.face.pos import Pose, from_euler_rad
+from common.face.pos import Pose
+from common.face.rotations import from_euler_rad
 
 
 @pytest.fixture(scope="module")

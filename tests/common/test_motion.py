@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from common.errors import InputError
-from common.face.pos import Pose, from_euler_rad
+from common.face.pos import Pose
+from common.face.rotations import from_euler_rad
 from common.motion import Motion, Reference
 
 FUZZ = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

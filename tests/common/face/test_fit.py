@@ -142,4 +142,4 @@ def test_what_is_not_landmarks_is_refused(shape: tuple[int, ...]) -> None:
         with pytest.raises(ValueError, match="landmarks must be"):
             call(torch.zeros(shape))
     with pytest.raises(ValueError, match="depth"):
-        frontalise(torch.zeros(5, 68, 2), 256, MODEL)
+        frontalise(torch.rand(5, 68, 2), 256, MODEL)

@@ -4,22 +4,24 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
 from common.face.pos import (
     Pose,
     align,
-    euler_rad,
-    exp_rotation,
+    check_points,
     five_points,
     flip_image,
-    from_euler_rad,
     nearest_rotation,
     pos,
     pos_affine,
     pos_five,
+    pose_from_affine,
 )
+from common.face.rotations import from_axis_angle, from_euler_rad
 
 VECTORS = load_file(Path(__file__).parents[2] / "vectors" / "pos.safetensors")
 
@@ -126,7 +128,7 @@ def test_align_leaves_no_better_pose_nearby() -> None:
     assert (error(found) <= error(pos(shape, seen[..., :2]))).all()
     for axis in range(3):
         for step in (-1e-3, 1e-3):
-            turn = exp_rotation(step * torch.eye(3, dtype=torch.float64)[axis])
+            turn = from_axis_angle(step * torch.eye(3, dtype=torch.float64)[axis])
             assert (error(found) < error(Pose(found.scale, turn @ found.rotation, found.translation))).all()
     for factor in (0.999, 1.001):
         assert (error(found) < error(Pose(found.scale * factor, found.rotation, found.translation))).all()
@@ -141,22 +143,8 @@ def test_nearest_rotation_is_the_polar_factor() -> None:
     torch.testing.assert_close(rotation[:, :2], left @ right)
 
 
-def test_euler_angles_round_trip_and_mean_what_they_say() -> None:
-    generator = torch.Generator().manual_seed(0)
-    angles = 1.5 * (2 * torch.rand(200, 3, generator=generator, dtype=torch.float64) - 1)
-    torch.testing.assert_close(euler_rad(from_euler_rad(angles)), angles, atol=1e-9, rtol=0)
-    pitch, yaw, roll = from_euler_rad(0.3 * torch.eye(3, dtype=torch.float64))
-    forward, up = torch.tensor([0.0, 0, 1]).double(), torch.tensor([0.0, 1, 0]).double()
-    assert (pitch @ forward)[1] < 0  # looks down
-    assert (yaw @ forward)[0] > 0  # looks to the image's right
-    assert (roll @ up)[0] < 0  # tips to the image's left
-
-
-def test_gradients_are_finite_where_they_are_awkward() -> None:
-    still = torch.zeros(3, dtype=torch.float64, requires_grad=True)
-    exp_rotation(still).sum().backward()
-    assert still.grad is not None and still.grad.isfinite().all()
-    # An exact pose: both singular values of [r1; r2] are 1, where an SVD's gradient is infinite.
+def test_gradients_are_finite_at_an_exact_pose() -> None:
+    """Both singular values of [r1; r2] are 1 there, where an SVD's gradient is infinite."""
     points = VECTORS["points3d"][0]
     seen = random_poses(1).project(points)[0, :, :2].requires_grad_()
     pose = pos(points, seen)
@@ -164,13 +152,70 @@ def test_gradients_are_finite_where_they_are_awkward() -> None:
     assert seen.grad is not None and seen.grad.isfinite().all() and seen.grad.abs().sum() > 0
 
 
-def test_degenerate_points_give_finite_poses() -> None:
-    line = torch.linspace(0, 1, 68)[:, None] * torch.tensor([1.0, 2.0, 3.0])
-    for points3d, points2d in ((line, line[:, :2]), (torch.zeros(68, 3), torch.zeros(68, 2))):
-        for pose in (pos(points3d, points2d), align(points3d, points2d)):
-            assert pose.rotation.isfinite().all() and pose.scale.isfinite()
+LINE = torch.linspace(0, 1, 68)[:, None] * torch.tensor([1.0, 2.0, 3.0]) + 40
+FACE3D, FACE2D = VECTORS["points3d"][0].float(), VECTORS["points2d"][0].float()
 
 
-def test_points_that_do_not_pair_up_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"\[67, 3\]"):
-        pos(torch.zeros(67, 3), torch.zeros(68, 2))
+def test_the_affine_camera_of_degenerate_points_is_finite() -> None:
+    for points in (LINE, torch.zeros(68, 3), torch.ones(2, 3)):
+        pose = pose_from_affine(pos_affine(points, points[:, :2]))
+        assert pose.rotation.isfinite().all() and pose.scale.isfinite()
+
+
+def spoilt(points: Tensor, value: float) -> Tensor:
+    points = points.clone()
+    points[7, 1] = value
+    return points
+
+
+@pytest.mark.parametrize(
+    ("points3d", "points2d", "reason"),
+    [
+        (LINE, FACE2D, "model points all lie on one line"),
+        (FACE3D, LINE[:, :2], "image points all lie on one line"),
+        (FACE3D, LINE[:, :2] + 1e-3 * FACE2D / FACE2D.max(), "image points all lie on one line"),  # but for rounding
+        (FACE3D, torch.full((68, 2), 17.0), "image points are fewer than four"),
+        (FACE3D[:3], FACE2D[:3], "model points are fewer than four"),
+        (FACE3D, FACE2D[[0, 30, 8] * 22 + [0, 8]], "image points are fewer than four"),
+        (FACE3D[:0], FACE2D[:0], "none"),
+        (spoilt(FACE3D, torch.nan), FACE2D, "model points are not all finite"),
+        (FACE3D, spoilt(FACE2D, torch.inf), "image points are not all finite"),
+        (torch.zeros(67, 3), torch.zeros(68, 2), r"\[67, 3\]"),
+        (FACE3D, torch.zeros(68, 4), r"\[68, 4\]"),
+    ],
+)
+def test_points_that_cannot_tell_a_pose_are_refused(points3d: Tensor, points2d: Tensor, reason: str) -> None:
+    for solve in (pos, align):
+        with pytest.raises(ValueError, match=reason):
+            solve(points3d, points2d)
+
+
+def test_the_refusal_names_the_frame_and_minds_the_weights() -> None:
+    batch = FACE2D.repeat(5, 1, 1)
+    batch[3] = LINE[:, :2]
+    with pytest.raises(ValueError, match="image points of item 3 all lie"):
+        align(FACE3D, batch)
+    with pytest.raises(ValueError, match="depths"):
+        align(FACE3D, torch.nn.functional.pad(FACE2D, (0, 1), value=torch.nan))
+    few = torch.zeros(68)
+    few[[0, 30, 8]] = 1
+    for weights, reason in ((few, "fewer than four"), (-torch.ones(68), "not negative"), (few * torch.nan, "finite")):
+        with pytest.raises(ValueError, match=reason):
+            pos(FACE3D, FACE2D, weights)
+    check_points(spoilt(FACE2D, 3.0), few + torch.eye(68)[40])
+
+
+def test_thin_and_flat_is_not_degenerate() -> None:
+    """A face in full profile of a small picture, and four corners of a card."""
+    check_points(FACE2D * torch.tensor([0.02, 1.0]))
+    check_points(torch.tensor([[0.0, 0, 0], [3, 0, 0], [3, 2, 0], [0, 2, 0]]))
+
+
+@settings(deadline=None, max_examples=60)
+@given(seed=st.integers(0, 10_000), n_points=st.integers(4, 30), log_scale=st.floats(-3, 4))
+def test_points_in_general_position_are_never_refused(seed: int, n_points: int, log_scale: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    points3d = torch.randn(n_points, 3, generator=generator, dtype=torch.float64)
+    pose = random_poses(1, seed)
+    seen = 10**log_scale * pose.project(points3d)[0, :, :2]
+    assert_rotations(align(points3d, seen).rotation, atol=1e-8)
