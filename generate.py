@@ -7,248 +7,60 @@ flags come Hydra overrides of conf/generate.yaml, such as `a2m.weights=PATH`; a 
 """
 
 import argparse
-import logging
 import re
-import signal
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
+from common import entry
 from common.errors import InputError
-from common.memory import keep_freed_memory
+from common.request import POSES, GenerateConfig, compose, parse, result_path, say
 
 if TYPE_CHECKING:  # torch takes seconds to import: a wrong flag should not wait for it
-    import numpy as np
     import torch
 
     from common.face.framing import ReferencePicture
     from common.motion import Motion
+    from m2v.dub import Dub, Footage
+    from m2v.rendered import Rendered
+    from m2v.scene import Scene
 
 Item = TypeVar("Item")
 
-POSES = ("natural", "still")
-RENDERERS = ("mcvdm", "warp")
-MOST_STEPS = 1000  # timesteps that the models were trained with
 OPEN_MOUTH, TURNED_RAD = 0.15, 0.6  # a picture beyond these deserves a note
-FLAG_OVERRIDES = {"seed": "seed", "steps": "steps", "device": "device", "pose": "pose", "renderer": "m2v"}
 
 
-@dataclass
-class AudioToMotionConfig:
-    name: str = "???"  # which model: the files of conf/a2m
-    weights: str = "???"  # built-in name, folder, or hub id
-    steps: int | None = None  # of sampling; None: the weights' own, as the next
-    guidance_scale: float | None = None  # how closely AToM-Net keeps to what it hears; 1: no guidance
-
-
-@dataclass
-class MotionToVideoConfig:
-    name: str = "???"  # which renderer: the files of conf/m2v
-    autoencoder: str = ""  # weights of mcvdm: built-in names, folders, or hub ids
-    denoiser: str = ""
-    steps: int | None = None  # of sampling; None: the weights' own; 0: none, planes of zeros (a regression)
-    guidance_scale: float = 1.0  # above 1 takes twice as long
-
-
-@dataclass
-class GenerateConfig:
-    a2m: AudioToMotionConfig = field(default_factory=AudioToMotionConfig)
-    m2v: MotionToVideoConfig = field(default_factory=MotionToVideoConfig)
-    seed: int = 0  # of everything that is drawn
-    steps: int | None = None  # sampling steps of both stages; None: what each says
-    device: str = "auto"
-    pose: str = "natural"  # or still
-    crf: int = 18  # quality of the H.264 stream, 0 (lossless) to 51
-
-
-def main() -> None:
-    keep_freed_memory()
-    for name in ("SIGTERM", "SIGHUP"):  # a closed terminal, `timeout`, a batch system: clean up as on Ctrl-C
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), stop)
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
-    try:
-        args, overrides = parse(sys.argv[1:])
-        generate(args, compose(args, overrides))
-    except InputError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped; nothing was written", file=sys.stderr)
-        sys.exit(130)
-
-
-def stop(signal_number: int, frame: object) -> NoReturn:
-    raise KeyboardInterrupt
-
-
-def generate(args: argparse.Namespace, config: GenerateConfig) -> None:
+def main(argv: list[str]) -> None:
     """From files to a file, in the order things happen."""
+    args, overrides = parse(argv, __doc__)
+    config = compose(args, overrides)
     clock = Clock()
-    result_path: Path = args.motion_only or args.out or default_output(args)
-    check_result(result_path, args)
+    path = result_path(args)
     with clock.stage("loading"):
         device = pick_device(config.device)
-        made_earlier = read_motion(args) if args.motion else None
-        reference = read_reference(args)
-    if made_earlier:
-        motion = made_earlier
+        given = read_motion(args) if args.motion else None
+        footage = read_footage(args.video) if args.video else None
+        references = [] if footage else read_references(args, config)
+    person = footage.person() if footage else references[0]
+    if given:
+        motion = fitted(given, person)
     else:
         with clock.stage("speech to motion"):
-            motion = speak(config, read_speech(args.audio), reference, device)
+            motion = speak(config, read_speech(args.audio), person, device, is_dub=footage is not None)
+    if config.pose not in POSES:
+        with clock.stage("following the head"):
+            motion = follow_head(motion, Path(config.pose), config.pose_end)
+    dubbed = dub(footage, motion, config.pose_end) if footage else None
     if args.motion_only:
-        motion.save(result_path, overwrite=args.overwrite)
+        (dubbed.motion if dubbed else motion).save(path, overwrite=args.overwrite)
     else:
         with clock.stage("motion to video"):
-            render(config, motion, reference, args, result_path, device)
-    print(f"{result_path}: {motion.n_frames} frames, {motion.duration_s:.2f} s ({clock})")
-
-
-# ---- what was asked for ---------------------------------------------------------------------------------------------
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message[:1].upper()}{message[1:]} (--help lists the flags)")
-
-
-def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Flags, and the Hydra overrides among them."""
-    parser = Parser(
-        prog="generate.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add("--audio", type=Path, metavar="FILE", help="speech: any sound file, or a video's sound")
-    add(
-        "--image",
-        type=Path,
-        nargs="+",
-        metavar="FILE",
-        help="the person; of several, the most frontal with a closed mouth",
-    )
-    add("--out", type=Path, metavar="MP4", help="default: outputs/<audio>_<image>.mp4")
-    add("--overwrite", action="store_true", help="replace the output if it exists")
-    add("--seed", type=int, help="of all that is drawn (default 0); the same seed gives the same frames")
-    add("--steps", type=int, help="sampling steps of both stages (default: what the weights say)")
-    add("--device", help="auto, cpu or cuda (default: auto)")
-    add("--pose", choices=POSES, help="natural: the head moves and blinks (default); still: as in the picture")
-    add("--motion-only", type=Path, metavar="NPZ", help="stop after stage one and save the Motion")
-    add("--motion", type=Path, metavar="NPZ", help="start at stage two with this Motion")
-    add("--renderer", choices=RENDERERS, help="stage two: mcvdm (diffusion) or warp (instant preview)")
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument("--face-index", type=int, metavar="N", help="which face, the largest is 0")
-    where.add_argument("--face-box", metavar="X0,Y0,X1,Y1", help="the face's box in pixels of the picture")
-    where.add_argument(
-        "--landmarks", type=Path, metavar="FILE", help="68 points (text, JSON or .npy) instead of detecting"
-    )
-    add("overrides", nargs="*", metavar="KEY=VALUE", help="Hydra overrides of conf/generate.yaml")
-    args = parser.parse_intermixed_args(argv)
-    # --image takes all that follows it: overrides among that are those that look like one and are no file.
-    pictures = [path for path in args.image or [] if not is_override(str(path)) or is_file(path)]
-    overrides = [str(path) for path in args.image or [] if path not in pictures] + args.overrides
-    args.image = pictures
-    for override in overrides:
-        if not is_override(override):
-            raise InputError(f"'{override}' is neither a flag nor an override like seed=3 (--help lists the flags)")
-        if override.startswith("+"):
-            raise InputError(f"'{override}' adds a key that nothing reads: conf/generate.yaml names those there are")
-    if not pictures and overrides != args.overrides:
-        raise InputError(f"There is no picture at {overrides[0]}: check the path")
-    if not args.image and not (args.motion_only and not args.motion):
-        raise InputError("Give a picture of the person: --image FILE")
-    if not args.audio and not args.motion:
-        raise InputError("Give a recording to speak: --audio FILE (or a Motion made earlier: --motion NPZ)")
-    if args.motion and args.motion_only:
-        raise InputError("--motion starts at stage two and --motion-only stops before it: give one of them")
-    if args.out and args.motion_only:
-        raise InputError("--motion-only names its own output and makes no video: leave --out away")
-    if args.motion and args.pose:
-        raise InputError("--motion brings its own head motion: leave --pose away")
-    if args.image and len(args.image) > 1 and (args.face_index is not None or args.face_box or args.landmarks):
-        raise InputError("--face-index, --face-box and --landmarks describe one picture: give one --image with them")
-    return args, overrides
-
-
-def is_override(text: str) -> bool:
-    return "=" in text or text.startswith("~")
-
-
-def is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # longer than a name can be
-        return False
-
-
-def compose(args: argparse.Namespace, overrides: list[str]) -> GenerateConfig:
-    """conf/generate.yaml, then the overrides, then the flags that were given."""
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-    from hydra.core.config_store import ConfigStore
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    ConfigStore.instance().store(name="generate_schema", node=GenerateConfig)
-    flags = {key: getattr(args, flag) for flag, key in FLAG_OVERRIDES.items() if getattr(args, flag) is not None}
-    for key, value in flags.items():
-        for override in [each for each in overrides if re.match(rf"{key}(\.name)?=", each)]:
-            say(f"note: the flag for {key} ({value}) wins over the override {override}")
-            overrides.remove(override)
-    try:
-        with initialize_config_dir(str(Path(__file__).resolve().parent / "conf"), version_base="1.3"):
-            composed = hydra_compose("generate", [*overrides, *(f"{key}={value}" for key, value in flags.items())])
-        config = OmegaConf.to_object(composed)
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"The configuration does not fit ({reason}): conf/generate.yaml names what there is"
-        ) from error
-    assert isinstance(config, GenerateConfig)
-    if config.pose not in POSES:
-        raise InputError(f"There is no pose '{config.pose}': choose {' or '.join(POSES)}")
-    if not 0 <= config.seed < 2**32:
-        raise InputError(f"A seed is a whole number from 0 to {2**32 - 1}, not {config.seed}")
-    if not 0 <= config.crf <= 51:
-        raise InputError(f"crf goes from 0 (lossless) to 51, not {config.crf}")
-    if config.steps is not None and not 1 <= config.steps <= MOST_STEPS:
-        raise InputError(f"Sampling takes 1 to {MOST_STEPS} steps, not {config.steps}")
-    if config.m2v.name not in RENDERERS:
-        raise InputError(f"There is no renderer '{config.m2v.name}': choose {' or '.join(RENDERERS)}")
-    for name, steps, least in (("a2m", config.a2m.steps, 1), ("m2v", config.m2v.steps, 0)):
-        if steps is not None and not least <= steps <= MOST_STEPS:
-            raise InputError(f"{name}.steps goes from {least} to {MOST_STEPS}, not {steps}")
-    if config.steps is not None and (config.a2m.name, config.m2v.name) == ("regression", "warp"):
-        say("note: neither the regression nor the warp samples in steps: --steps has no effect")
-    return config
-
-
-def default_output(args: argparse.Namespace) -> Path:
-    return Path("outputs") / f"{(args.audio or args.motion).stem}_{args.image[0].stem}.mp4"
-
-
-def check_result(path: Path, args: argparse.Namespace) -> None:
-    """Before any work: can the result be written?"""
-    from common.files import check_input, check_output
-    from common.media import VIDEO_SUFFIXES
-
-    if args.motion_only and path.suffix != ".npz":
-        raise InputError(f"{path} is not named as a Motion: let the name end in .npz")
-    if not args.motion_only and path.suffix.lower() not in VIDEO_SUFFIXES:
-        raise InputError(f"{path} is not named as a video that can be written: let the name end in .mp4")
-    if args.audio:
-        check_input(args.audio, "sound file")
-    for given in [args.audio, args.motion, args.landmarks, *(args.image or [])]:
-        if given and is_file(path) and is_file(given) and path.samefile(given):
-            raise InputError(f"{path} is an input of this run and would be lost: choose another name for the result")
-    check_output(path, args.overwrite)
+            scene = scene_of(dubbed) if dubbed else picture_scene(config, args, motion, references)
+            render(config, scene, args, path, device)
+    n_frames, fps = (dubbed.motion.n_frames, dubbed.motion.fps) if dubbed else (motion.n_frames, motion.fps)
+    print(f"{path}: {n_frames} frames, {n_frames / fps:.2f} s ({clock})")
 
 
 def pick_device(name: str) -> "torch.device":
@@ -284,7 +96,7 @@ def read_speech(path: Path) -> "torch.Tensor":
 
 def read_motion(args: argparse.Namespace) -> "Motion":
     """A Motion made earlier; a note where the recording that goes with it is longer or shorter."""
-    from common.face.model import FaceModel, mouth_opening
+    from common.face.model import FaceModel
     from common.motion import Motion
 
     motion = Motion.load(args.motion)
@@ -297,8 +109,6 @@ def read_motion(args: argparse.Namespace) -> "Motion":
     farthest_m = float((motion.landmarks - motion.rest.landmarks).abs().max()) * model.metres_per_unit
     if farthest_m > 0.15:
         raise InputError(f"{args.motion} moves points of the face by {farthest_m:.2g} m: it is no face, make it again")
-    if motion.reference is None and mouth_opening(model.mean + motion.rest.landmarks) > OPEN_MOUTH:
-        say("note: the motion's first frame, taken to be as in the picture, has an open mouth: it will open less")
     say(f"motion: {args.motion}, {motion.n_frames} frames at {motion.fps:g} frames/s")
     if args.audio:
         sound_s = len(read_speech(args.audio)) / 16000
@@ -308,8 +118,9 @@ def read_motion(args: argparse.Namespace) -> "Motion":
     return motion
 
 
-def read_reference(args: argparse.Namespace) -> "ReferencePicture":
-    """The picture with its face, cut and frontalised; without a picture, the face model's mean face."""
+def read_references(args: argparse.Namespace, config: GenerateConfig) -> list["ReferencePicture"]:
+    """The pictures with their faces, cut and frontalised, the best first; without a picture, the model's mean face."""
+    from common.face.choose import Choice, find_landmarks
     from common.face.framing import ReferencePicture
     from common.face.model import FaceModel
     from common.media import read_picture
@@ -317,140 +128,156 @@ def read_reference(args: argparse.Namespace) -> "ReferencePicture":
     model = FaceModel.builtin()
     if not args.image:
         say("no picture: the face model's mean face speaks")
-        return ReferencePicture.mean(model)
+        return [ReferencePicture.mean(model)]
+    choice = Choice(args.face_index, args.face_box, args.landmarks, config.detector)
     references = []
     for path in args.image:
         picture = read_picture(path)
-        references.append(ReferencePicture.of(picture, find_landmarks(args, path, picture), model))
-        if references[-1].opening > OPEN_MOUTH:
+        references.append(ReferencePicture.of(picture, find_landmarks(path, picture, choice), model))
+        if references[-1].opening > OPEN_MOUTH and len(args.image) == 1:
             say(f"note: the mouth in {path} is open: one with a closed mouth looks better")
-        if references[-1].turn_rad > TURNED_RAD:
+        if references[-1].turn_rad > TURNED_RAD and len(args.image) == 1:
             say(f"note: the head in {path} is turned far to the side: a frontal picture looks better")
-    chosen = min(range(len(references)), key=lambda k: references[k].opening + references[k].turn_rad)
+    order = sorted(range(len(references)), key=lambda k: references[k].opening + references[k].turn_rad)
     if len(references) > 1:
-        say(f"of {len(references)} pictures, {args.image[chosen]} is used: the most frontal with the mouth most closed")
-    return references[chosen]
+        also = "" if config.references == "best" else "; the others lend their faces where they are nearer"
+        say(f"of {len(references)} pictures, {args.image[order[0]]} comes first (frontal, mouth closed){also}")
+    args.image = [args.image[k] for k in order]
+    return [references[k] for k in order]
 
 
-def find_landmarks(args: argparse.Namespace, path: Path, picture: "np.ndarray") -> "np.ndarray":
-    """Landmarks [68, 3] of the face to animate: detected, or as the flags say."""
-    from common.face import detect
-    from common.face.landmark_file import check_landmarks, read_landmarks, with_depth
-    from common.face.model import FaceModel
+def read_footage(path: Path) -> "Footage":
+    """The video to be dubbed, its face followed."""
+    from m2v.dub import Footage
 
-    if args.landmarks:
-        points = read_landmarks(args.landmarks)
-        check_landmarks(points, args.landmarks, picture.shape[1], picture.shape[0])
-        return with_depth(points, picture.shape[0], FaceModel.builtin())
-    if args.face_box:
-        numbers = args.face_box.split(",")
-        try:
-            x0, y0, x1, y1 = (float(number) for number in numbers)
-        except ValueError as error:
-            raise InputError(f"--face-box takes four numbers x0,y0,x1,y1, not '{args.face_box}'") from error
-        face = detect.landmarks_at(picture, (x0, y0, x1, y1))
-        if face.score < 0.5 or not face.is_steady:
-            say(f"note: nothing in --face-box {args.face_box} of {path} looks like a face: the result may be nonsense")
-        return face.landmarks
-    faces = detect.find_faces(picture)
-    if not faces:
-        turn_deg = detect.turn_that_shows_a_face(picture)
-        remedy = (
-            f"there is one when it is turned by {turn_deg}° counterclockwise: turn it first"
-            if turn_deg
-            else "use a picture with a face that is upright, not too small and seen from the front, or say where it is "
-            "with --face-box x0,y0,x1,y1"
-        )
-        raise InputError(f"No face was found in {path}: {remedy}")
-    index = args.face_index or 0
-    if not 0 <= index < len(faces):
-        raise InputError(
-            f"{path} shows {len(faces)} face(s), so --face-index goes from 0 to {len(faces) - 1}, not {index}"
-        )
-    if len(faces) > 1 and args.face_index is None:
-        boxes = "; ".join(f"{k}: {','.join(f'{v:.0f}' for v in face.box)}" for k, face in enumerate(faces))
-        say(f"note: {path} shows {len(faces)} faces, the largest is used; --face-index chooses ({boxes})")
-    if faces[index].size_px < 48:
-        say(f"note: the face in {path} is only {faces[index].size_px:.0f} pixels large: the result will be soft")
-    return faces[index].landmarks
+    footage = Footage.read(path)
+    say(f"video: {path}, {footage.motion.n_frames} frames at {footage.motion.fps:g} frames/s with a face")
+    return footage
 
 
-# ---- the two stages -------------------------------------------------------------------------------------------------
+# ---- stage one ------------------------------------------------------------------------------------------------------
 
 
 def speak(
-    config: GenerateConfig, audio: "torch.Tensor", reference: "ReferencePicture", device: "torch.device"
+    config: GenerateConfig,
+    audio: "torch.Tensor",
+    person: "ReferencePicture",
+    device: "torch.device",
+    is_dub: bool,
 ) -> "Motion":
-    """Stage one: sound → Motion."""
+    """Sound → Motion; of a dubbed video only the mouth is asked for."""
     from a2m.pipeline import AudioToMotion, PoseMode
 
     model = AudioToMotion.from_pretrained(config.a2m.weights, device=device)
-    height, width = reference.picture.shape[:2]
-    pose: PoseMode = "still" if config.pose == "still" else "natural"
+    pose: PoseMode = "still" if config.pose == "still" or is_dub else "natural"
     motion = model(
         audio,
-        reference.lm3d,
-        reference.pose,
-        (width, height),
+        person.lm3d,
+        person.pose,
+        person.size,
         pose=pose,
         seed=config.seed,
         n_steps=config.steps or config.a2m.steps,
         guidance_scale=config.a2m.guidance_scale,
     )
-    say(f"stage one: {model.name} ({config.a2m.weights}), head {config.pose}, {motion.n_frames} frames")
+    head = "of the video" if is_dub else config.pose
+    say(f"stage one: {model.name} ({config.a2m.weights}), head {head}, {motion.n_frames} frames")
     return motion
 
 
-def render(
-    config: GenerateConfig,
-    motion: "Motion",
-    reference: "ReferencePicture",
-    args: argparse.Namespace,
-    video_path: Path,
-    device: "torch.device",
-) -> None:
-    """Stage two: Motion and picture → frames → file."""
+def fitted(motion: "Motion", person: "ReferencePicture") -> "Motion":
+    """A Motion that names no reference is somebody's performance: mouth, lids and pose are carried over."""
     from common.face.model import FaceModel
-    from common.media import VideoWriter
-    from m2v.drive import drive
-    from m2v.preview import LIMITS
+    from common.face.reenact import reenact
+
+    if motion.reference is not None:
+        return motion
+    say("the motion is followed as another person's: mouth and lids scaled, the head relative to the picture")
+    return reenact(motion, person, FaceModel.builtin())
+
+
+def follow_head(motion: "Motion", video_path: Path, end: str) -> "Motion":
+    """The motion with the head of a driving video."""
+    from common.face.model import FaceModel
+    from common.face.pose_video import follow, read_pose
 
     model = FaceModel.builtin()
-    landmarks = drive(motion, reference, model.mean, LIMITS)
-    if (landmarks - drive(motion, reference, model.mean)).norm(dim=-1).max() > 3:
+    track = read_pose(video_path, model)
+    say(f"head: {video_path}, {len(track.time_s)} frames")
+    return follow(motion, track, model, "hold" if end == "hold" else "loop")
+
+
+def dub(footage: "Footage", speech: "Motion", end: str) -> "Dub":
+    from m2v.dub import dub as dubbed
+
+    made = dubbed(footage, speech, "hold" if end == "hold" else "loop")
+    if made.motion.n_frames > footage.motion.n_frames:
+        say(f"note: the video is shorter than the speech: it {'is held' if end == 'hold' else 'plays to and fro'}")
+    return made
+
+
+# ---- stage two ------------------------------------------------------------------------------------------------------
+
+
+def picture_scene(
+    config: GenerateConfig, args: argparse.Namespace, motion: "Motion", references: list["ReferencePicture"]
+) -> "Scene":
+    """Picture and Motion → what is to be rendered; held back to what a picture bears."""
+    from common.face.model import FaceModel
+    from m2v.drive import drive
+    from m2v.preview import LIMITS
+    from m2v.scene import Scene
+
+    mean = FaceModel.builtin().mean
+    landmarks = drive(motion, references[0], mean, LIMITS)
+    if (landmarks - drive(motion, references[0], mean)).norm(dim=-1).max() > 3:
         say("note: the motion goes further than the picture can follow: turns, shifts and sizes are held back")
-    height, width = reference.picture.shape[:2]
-    frames = frames_of(config, reference, landmarks, device)
+    used = references if config.references == "nearest" else references[:1]
+    return Scene.of_pictures(used, landmarks, motion.fps, args.image[0])
+
+
+def scene_of(dubbed: "Dub") -> "Scene":
+    from m2v.scene import Scene
+
+    return Scene.of_video(dubbed)
+
+
+def render(
+    config: GenerateConfig, scene: "Scene", args: argparse.Namespace, video_path: Path, device: "torch.device"
+) -> None:
+    """Frames → file."""
+    from common.media import VideoWriter
+
+    framing = config.framing or ("full" if args.video else "crop")
+    layers = layers_of(config, scene, device)
+    width, height = scene.size(framing)
+    frames = scene.frames(layers, framing)
+    if framing == "full":
+        say(f"full picture: {width}x{height}")
     with VideoWriter(
-        video_path, width, height, fps=motion.fps, audio_path=args.audio, overwrite=args.overwrite, crf=config.crf
+        video_path, width, height, fps=scene.fps, audio_path=args.audio, overwrite=args.overwrite, crf=config.crf
     ) as writer:
-        for frame in progress(frames, motion.n_frames, "frames"):
+        for frame in progress(frames, scene.n_frames, "frames"):
             writer.write(frame)
 
 
-def frames_of(
-    config: GenerateConfig, reference: "ReferencePicture", landmarks: "torch.Tensor", device: "torch.device"
-) -> "Iterator[np.ndarray]":
+def layers_of(config: GenerateConfig, scene: "Scene", device: "torch.device") -> "Iterator[Rendered]":
     """The chosen renderer at work."""
     if config.m2v.name == "warp":
         from m2v.preview import WarpRenderer
 
         say("stage two: warp (the picture bent along the landmarks; only a mouth's inside is painted)")
-        return WarpRenderer(reference, device).render(landmarks)
+        return WarpRenderer(scene.source, device).render_layers(scene.landmarks)
     from m2v.pipeline import MCVDM
 
     model = MCVDM.from_pretrained(config.m2v.autoencoder, config.m2v.denoiser, device)
     n_steps = config.m2v.steps if config.steps is None else config.steps
     n_steps = model.denoiser.config.n_steps if n_steps is None else n_steps
     say(f"stage two: {model.name} ({config.m2v.denoiser}), {n_steps} steps a clip")
-    return model.render(reference, landmarks, config.seed, n_steps, config.m2v.guidance_scale)
+    return model.render_layers(scene.source, scene.landmarks, config.seed, n_steps, config.m2v.guidance_scale)
 
 
 # ---- what is said ---------------------------------------------------------------------------------------------------
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def progress(items: Iterator[Item], total: int, unit: str) -> Iterator[Item]:
@@ -480,4 +307,4 @@ class Clock:
 
 
 if __name__ == "__main__":
-    main()
+    entry.run(main)

@@ -37,6 +37,7 @@ from common.triplane import TriPlane
 from m2v.condition import Conditions
 from m2v.pipeline import MCVDM, N_FRAMES, clip_spans
 from m2v.preview import WarpRenderer
+from m2v.source import Still
 
 # reference, landmarks [T, 68, 3] in its pixels, real frames uint8 [T, H, W, 3] (only ceilings look at them) → frames
 Render = Callable[[ReferencePicture, Tensor, np.ndarray], np.ndarray]
@@ -170,7 +171,7 @@ def repeated(reference: ReferencePicture, landmarks: Tensor, frames: np.ndarray)
 
 def warped(reference: ReferencePicture, landmarks: Tensor, frames: np.ndarray) -> np.ndarray:
     """`--renderer warp`."""
-    return np.stack(list(WarpRenderer(reference).render(landmarks)))
+    return np.stack(list(WarpRenderer(Still(reference)).render(landmarks)))
 
 
 def mcvdm(model: MCVDM, n_steps: int | None = None) -> Render:

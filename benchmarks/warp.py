@@ -21,6 +21,7 @@ from common.metrics.image import mouth_box, psnr, ssim
 from common.motion import Motion
 from m2v.drive import drive
 from m2v.preview import LIMITS, WarpRenderer
+from m2v.source import Still
 
 METHODS = (
     "picture repeated",
@@ -70,7 +71,7 @@ def measure(data_dir: Path, row: dict[str, str], every: int) -> np.ndarray | Non
     lm3d, pose = frontalise(torch.from_numpy(landmarks[first:]), frames[first].shape[0], model)
     motion = Motion(lm3d, model.mean, pose, 25.0, (256, 256))
     driven = drive(motion, reference, model.mean, LIMITS)[[k - first for k in chosen]]
-    renderer = WarpRenderer(reference)
+    renderer = WarpRenderer(Still(reference))
     exact, held = (
         list(renderer.render(target)) for target in (torch.from_numpy(crop.points(landmarks[chosen])), driven)
     )

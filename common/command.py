@@ -4,23 +4,17 @@ import logging
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
-from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import OmegaConf
 
+from common import entry
 from common.errors import InputError
 from common.files import atomic_path
-from common.memory import keep_freed_memory
 from common.trainer import CHECKPOINT_NAME
 
 log = logging.getLogger(__name__)
@@ -33,21 +27,9 @@ CONFIG_NAME = "config.yaml"
 
 
 def run(program: Callable[[list[str]], None]) -> None:
-    """Run an entry point: what the user can mend becomes one sentence and exit code 2."""
-    keep_freed_memory()
+    """Run a training program; see `entry.run`."""
     level = logging.INFO if is_first_process() else logging.WARNING
-    logging.basicConfig(format="%(message)s", level=level, stream=sys.stderr)
-    try:
-        program(sys.argv[1:])
-    except InputError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    except torch.OutOfMemoryError:
-        print("error: The device's memory is full: lower train.batch_size (and raise n_accumulate).", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt as stop:
-        print(stop or "stopped", file=sys.stderr)
-        sys.exit(130)
+    entry.run(program, stopped="stopped", level=level, form="%(message)s")
 
 
 def is_first_process() -> bool:
@@ -56,29 +38,10 @@ def is_first_process() -> bool:
 
 def compose(name: str, schema: type[Config], overrides: list[str]) -> Config:
     """conf/train/<name>/config.yaml under its schema, then the overrides, as the schema's dataclass."""
-    where = f"conf/train/{name}/{CONFIG_NAME} names what there is"
     for override in overrides:
         if not re.match(r"~?[\w.@/]+=", override):
-            raise InputError(f"'{override}' is not an override like train.seed=3: {where}.")
-    ConfigStore.instance().store(name="schema", node=writable(OmegaConf.structured(schema)))
-    try:
-        with initialize_config_dir(str(CONF_DIR / name), version_base="1.3"):
-            config = OmegaConf.to_object(hydra_compose("config", overrides))
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
-        reason = " ".join(str(error).split())[:240]
-        raise InputError(f"The configuration does not fit ({reason}): {where}.") from error
-    assert isinstance(config, schema)
-    return config
-
-
-def writable(node: DictConfig) -> DictConfig:
-    """The same node, in which overrides may be set below frozen dataclasses too."""
-    OmegaConf.set_readonly(node, False)
-    for key in node:
-        child = None if OmegaConf.is_missing(node, key) else node[key]
-        if isinstance(child, DictConfig):
-            writable(child)
-    return node
+            raise InputError(f"'{override}' is not an override like train.seed=3: conf/train/{name} has what there is.")
+    return entry.compose(CONF_DIR / name, "config", schema, overrides)
 
 
 def open_run(run_dir: Path, config: Any, lasting: tuple[str, ...]) -> None:

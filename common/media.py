@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -168,12 +169,15 @@ class VideoReader:
         for time_s, frame in self._frames():
             yield float(time_s), self._array(frame)
 
-    def frames_at(self, fps: Fraction | float = 25) -> Iterator[np.ndarray]:
-        """Frames uint8 [H, W, 3] at a constant rate: frame k is the picture that is shown at (k + 1/2) / fps."""
+    def frames_at(self, fps: Fraction | float = 25, first: int = 0) -> Iterator[np.ndarray]:
+        """Frames uint8 [H, W, 3] at a constant rate: frame k is the picture that is shown at (k + 1/2) / fps.
+
+        first: number of the frame to begin with.
+        """
         step_s = 1 / exact_fps(fps)
-        k, shown, array = 0, None, None
+        k, shown, array = first, None, None
         end_s = Fraction(0)
-        for time_s, frame in self._frames():
+        for time_s, frame in self._frames((first + Fraction(1, 2)) * step_s if first else None):
             while shown is not None and (k + Fraction(1, 2)) * step_s < time_s:
                 array = self._array(shown) if array is None else array
                 yield array
@@ -185,13 +189,24 @@ class VideoReader:
             yield array
             k += 1
 
-    def _frames(self) -> Iterator[tuple[Fraction, av.VideoFrame]]:
-        """Decoded pictures in the order of their times, which increase strictly."""
+    def _frames(self, from_s: Fraction | None = None) -> Iterator[tuple[Fraction, av.VideoFrame]]:
+        """Decoded pictures in the order of their times, which increase strictly; from_s: from that time, or before."""
+        frames = self._decoded(from_s)
+        if from_s is not None:
+            first = next(frames, None)
+            found = first is not None and first[1].pts is not None and first[0] <= from_s
+            # Indexes may be wrong or missing: then all of the file is decoded.
+            frames = chain([first], frames) if first is not None and found else self._decoded(None)
+        return frames
+
+    def _decoded(self, from_s: Fraction | None) -> Iterator[tuple[Fraction, av.VideoFrame]]:
         try:
             with open_container(self.path) as container:
                 stream = _picture_stream(self.path, container)
                 stream.thread_type = "AUTO"
                 start_s, last_s = origin_s(container), None
+                if from_s is not None:  # to the key frame before
+                    container.seek(int((from_s + start_s) / Fraction(stream.time_base or 1)), stream=stream)
                 for frame in decoded(self.path, container, stream):
                     if frame.pts is not None:
                         time_s = frame.pts * Fraction(frame.time_base) - start_s

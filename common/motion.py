@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.interpolate import make_interp_spline
 from torch import Tensor
 
 from common.errors import InputError
@@ -98,6 +99,15 @@ class Motion:
     def slice(self, start: int, stop: int) -> Motion:
         """Frames start to stop - 1. The reference stays what it was: frame 0 of the whole, where none was named."""
         return replace(self, landmarks=self.landmarks[start:stop], pose=self.pose[start:stop], reference=self.rest)
+
+    def landmarks_at(self, fps: float, n_frames: int) -> Tensor:
+        """LM3D [n_frames, 68, 3] at another rate: cubic through time, frame k of either at (k + 1/2) / fps."""
+        if fps == self.fps and n_frames == self.n_frames:
+            return self.landmarks
+        times = (np.arange(n_frames) + 0.5) / fps * self.fps - 0.5
+        numbers = np.arange(self.n_frames)
+        spline = make_interp_spline(numbers, self.landmarks.double().numpy(), k=3 if self.n_frames > 3 else 0)
+        return torch.from_numpy(spline(times.clip(0, self.n_frames - 1))).float()
 
     def save(self, path: Path, overwrite: bool = False) -> None:
         """Write an .npz; raises InputError where `path` exists (unless overwrite) or can't be written."""

@@ -11,7 +11,6 @@ too large, people with many minutes give up some of theirs. What isn't needed to
 other splits, portraits, recordings, irises.
 """
 
-import argparse
 import csv
 import io
 import json
@@ -19,8 +18,6 @@ import logging
 import os
 import random
 import re
-import signal
-import sys
 import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -29,12 +26,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import av
 import numpy as np
 
-from common import clip_index
+from common import clip_index, entry
 from common.errors import InputError
 from common.ffmpeg import decoded, open_container
 from common.files import atomic_path, check_input
@@ -333,13 +330,8 @@ def shown(items: list[Any], what: str) -> Iterator[Any]:
 # ---- the command ----------------------------------------------------------------------------------------------------
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message[:1].upper()}{message[1:]} (--help lists the flags).")
-
-
 def run(argv: list[str]) -> None:
-    parser = Parser(prog="python -m common.pack", description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser = entry.Parser(prog="python -m common.pack", description=__doc__.split("\n")[0], allow_abbrev=False)
     add = parser.add_argument
     add("--data", type=Path, metavar="DIR", help="folder with index.csv, clips/ and tracks/")
     add("--unpack", type=Path, metavar="ZIP", help="the way back: a file that this command has made")
@@ -364,22 +356,5 @@ def run(argv: list[str]) -> None:
     )
 
 
-def stop(number: int, frame: object) -> NoReturn:
-    raise KeyboardInterrupt
-
-
-def main() -> None:
-    signal.signal(signal.SIGTERM, stop)  # clean up as on Ctrl-C
-    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
-    try:
-        run(sys.argv[1:])
-    except InputError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped; nothing was written", file=sys.stderr)
-        sys.exit(130)
-
-
 if __name__ == "__main__":
-    main()
+    entry.run(run, level=logging.INFO, form="%(message)s")

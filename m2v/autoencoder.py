@@ -74,7 +74,7 @@ class Autoencoder(nn.Module):
         """Features of the conditions at a quarter and an eighth of the side: [B S, C, ., .]."""
         c = conditions.to(conditions.warped.device, compute_dtype(conditions.warped))
         n_frames = c.warped.shape[1]
-        still = repeat(F.pixel_unshuffle(c.reference, PATCH), "b c h w -> (b s) c h w", s=n_frames)
+        still = F.pixel_unshuffle(still_frames(c.reference, n_frames), PATCH)
         shown = F.pixel_unshuffle(torch.cat([_flat(c.warped), _flat(c.inner)], dim=1), PATCH)
         drawn = F.pixel_unshuffle(torch.cat([_flat(c.visible), _flat(c.maps)], dim=1), PATCH // 2)
         features = [self.look1(_last(torch.cat([shown, still, drawn], dim=1)))]
@@ -122,7 +122,7 @@ class Autoencoder(nn.Module):
         x = self.blocks(self.fuse(torch.cat([self.up(x), fine], dim=1)))
         correction, logit = F.pixel_shuffle(self.head(x), PATCH).float().split([3, 1], dim=1)  # [B S, ., H, W]
         share = torch.sigmoid(logit + 2)
-        still = repeat(conditions.reference.float(), "b c h w -> (b s) c h w", s=len(x) // n_clips)
+        still = still_frames(conditions.reference.float(), len(x) // n_clips)
         frames = share * _flat(conditions.warped).float() + (1 - share) * still + correction
         return tuple(rearrange(part, "(b s) c h w -> b c s h w", b=n_clips) for part in (frames, share))  # type: ignore[return-value]
 
@@ -155,6 +155,11 @@ class Autoencoder(nn.Module):
 def unpack_like(packed: Tensor, planes: TriPlane) -> TriPlane:
     """`common.triplane.unpack` to the sizes of other planes."""
     return unpack(packed, planes.n_frames, planes.height, planes.width)
+
+
+def still_frames(reference: Tensor, n_frames: int) -> Tensor:
+    """`Conditions.reference` for every frame: [B S, 3, H, W]."""
+    return _flat(reference) if reference.ndim == 5 else repeat(reference, "b c h w -> (b s) c h w", s=n_frames)
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:

@@ -26,8 +26,9 @@ Window = tuple[int, int, int]  # first row, first column and side of a square pa
 class Conditions:
     """Of a clip [B, S, ...] (or, without the B, of one clip). Pictures are in [-1, 1], masks and maps in 0..1.
 
-    reference: [B, 3, H, W]; warped: [B, S, 3, H, W], one colour within the lips; inner: [B, S, 1, H, W], 1 there;
-    visible: [B, S, 1, H/2, W/2], where the warp can be trusted; maps: [B, S, 3, H/2, W/2], the landmarks drawn.
+    reference: [B, 3, H, W], or [B, S, 3, H, W] where every frame has its own (a video that is dubbed); warped:
+    [B, S, 3, H, W], one colour within the lips; inner: [B, S, 1, H, W], 1 there; visible: [B, S, 1, H/2, W/2], where
+    the warp can be trusted; maps: [B, S, 3, H/2, W/2], the landmarks drawn.
     """
 
     reference: Tensor
@@ -51,7 +52,8 @@ class Conditions:
 def build(picture: Tensor, source: Tensor, targets: Tensor, window: Window | None = None) -> Conditions:
     """Conditions of one clip: picture [3, H, W] in [-1, 1], its landmarks [68, 2], those of the frames [S, 68, 2].
 
-    Points are in pixels, y down. window: only that part of the picture (training on crops).
+    Or a picture and landmarks for each frame: [S, 3, H, W] and [S, 68, 2]. Points are in pixels, y down. window: only
+    that part of the picture (training on crops).
     """
     height, width = picture.shape[-2:]
     top, left, rows = window or (0, 0, height)
@@ -60,9 +62,10 @@ def build(picture: Tensor, source: Tensor, targets: Tensor, window: Window | Non
     grid = warp.backward_grid(source.expand(n_frames, -1, -1), targets, height, width)
     inner = warp.inner_mouth_mask(targets, height, width)[..., top : top + rows, left : left + columns]
     visible = warp.visibility(grid)[..., top : top + rows, left : left + columns]
-    warped = warp.apply(picture[None], grid[:, top : top + rows, left : left + columns])
+    pictures = picture.view(-1, *picture.shape[-3:])  # one, or one for each frame
+    warped = warp.apply(pictures, grid[:, top : top + rows, left : left + columns])
     return Conditions(
-        reference=picture[:, top : top + rows, left : left + columns],
+        reference=picture[..., top : top + rows, left : left + columns],
         warped=warped + inner * (dark_of(picture, source) - warped),
         inner=inner,
         visible=F.avg_pool2d(visible, 2),
@@ -84,7 +87,13 @@ def mouth_region(targets: Tensor, height: int, width: int, factor: int) -> Tenso
 
 
 def dark_of(picture: Tensor, source: Tensor) -> Tensor:
-    """A dark version of the lips' colour, [3, 1, 1] in [-1, 1]: a first guess at the inside of a mouth."""
+    """A dark version of the lips' colour, [3, 1, 1] in [-1, 1]: a first guess at the inside of a mouth.
+
+    picture: [3, H, W] and its landmarks [68, 2]; or those of every frame of a clip, [S, ...].
+    """
+    if picture.ndim == 4:  # the same colour for a whole clip: the dark of a mouth doesn't flicker
+        each = torch.stack([dark_of(*pair) for pair in zip(picture, source, strict=True)])
+        return each.median(dim=0).values
     height, width = picture.shape[-2:]
     lips = (source[list(OUTER_MIDDLE)] + source[list(INNER_MIDDLE)]) / 2
     columns, rows = lips[:, 0].round().long().clamp(0, width - 1), lips[:, 1].round().long().clamp(0, height - 1)

@@ -164,7 +164,8 @@ def glance(conditions: Conditions) -> Glance:
     inner = F.avg_pool2d(flat(c.inner), 2)
     drawn = F.pixel_unshuffle(torch.cat([flat(c.maps), inner], dim=1), 2)
     warped = torch.cat([F.avg_pool2d(flat(c.warped), 4), F.avg_pool2d(flat(c.visible), 2)], dim=1)
-    reference = F.pixel_unshuffle(F.avg_pool2d(c.reference, 2), 2)
+    shown = c.reference if c.reference.ndim == 4 else c.reference[:, c.reference.shape[1] // 2]  # one stands for all
+    reference = F.pixel_unshuffle(F.avg_pool2d(shown, 2), 2)
     clips = [rearrange(x, "(b s) c h w -> b s c h w", b=n_clips) for x in (drawn, warped)]
     return clips[0], clips[1], reference
 

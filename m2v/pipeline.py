@@ -19,8 +19,10 @@ from common.errors import InputError
 from common.face.framing import ReferencePicture
 from common.triplane import TriPlane
 from m2v.autoencoder import FACTOR, Autoencoder, load_autoencoder
-from m2v.condition import Conditions, build, mouth_region
+from m2v.condition import Conditions, mouth_region
 from m2v.denoiser import Denoiser, clip_noise, glance, load_denoiser
+from m2v.rendered import Rendered
+from m2v.source import Source, Still
 
 AUTOENCODER, DENOISER = "small/m2v_autoencoder", "small/m2v_denoiser"
 N_FRAMES = 16  # of a clip
@@ -53,7 +55,6 @@ class MCVDM:
             )
         return cls(decoder.to(device), sampler.to(device), torch.device(device))
 
-    @torch.inference_mode()
     def render(
         self,
         reference: ReferencePicture,
@@ -62,33 +63,47 @@ class MCVDM:
         n_steps: int | None = None,
         guidance_scale: float = 1.0,
     ) -> Iterator[np.ndarray]:
-        """Target landmarks [T, 68, 2 or 3] -> T frames uint8 [H, W, 3]; four clips at a time are held.
+        """`render_layers` of one picture, as frames uint8 [H, W, 3]."""
+        for rendered in self.render_layers(Still(reference), landmarks, seed, n_steps, guidance_scale):
+            yield rendered.as_picture()
+
+    @torch.inference_mode()
+    def render_layers(
+        self, source: Source, landmarks: Tensor, seed: int = 0, n_steps: int | None = None, guidance_scale: float = 1.0
+    ) -> Iterator[Rendered]:
+        """Target landmarks [T, 68, 2 or 3], pixels of the source -> T frames; four clips at a time are held.
 
         n_steps: of sampling, 0: planes of zeros (the regression); guidance_scale: 1 leaves guidance out.
         """
-        picture = torch.from_numpy(reference.picture.copy()).movedim(-1, 0).float() / 127.5 - 1
-        source = reference.landmarks[:, :2]
-        side = picture.shape[1] // FACTOR
+        height, width = source.picture.shape[:2]
+        side = height // FACTOR
         shared = torch.randn(self.denoiser.config.plane_channels, side, side, generator=_generator(seed, -1))
-        tail: Tensor | None = None  # the last frames of the clip before, [n, 3, H, W]
+        tail: Tensor | None = None  # the last frames of the clip before and their shares, [n, 4, H, W]
         spans = clip_spans(len(landmarks))
         for some in (spans[k : k + N_AT_ONCE] for k in range(0, len(spans), N_AT_ONCE)):
             targets = [_whole_clip(landmarks[first:last, :, :2].cpu()) for first, last in some]
-            clips = [build(picture, source, each).batched().to(self.device) for each in targets]
+            told = [source.told(first, each) for (first, _), each in zip(some, targets, strict=True)]
+            clips = [each.conditions.batched().to(self.device) for each in told]
             noise = torch.cat([self._noise(first, shared, seed) for first, _ in some]).to(self.device)
             with torch.autocast(self.device.type, torch.bfloat16):
                 planes = self.planes(clips, noise, n_steps, guidance_scale)
-            for (first, last), conditions, points, said in zip(some, clips, targets, planes, strict=True):
-                where = mouth_region(points, picture.shape[1], picture.shape[2], FACTOR)[None].to(self.device)
+            for (first, last), clip_told, conditions, points, said in zip(
+                some, told, clips, targets, planes, strict=True
+            ):
+                where = mouth_region(points, height, width, FACTOR)[None].to(self.device)
                 with torch.autocast(self.device.type, torch.bfloat16):
-                    clip = self.clip(conditions, said, where)
-                frames = rearrange(clip, "1 c s h w -> s c h w")[: last - first].float()
+                    clip, share = self.clip(conditions, said, where)
+                if clip_told.own is not None:
+                    share = share * clip_told.own.movedim(1, 0)[None].to(share)
+                layers = torch.cat([(clip.float() + 1) * 127.5, share.float()], dim=1)
+                frames = rearrange(layers, "1 c s h w -> s c h w")[: last - first]
                 if tail is not None:
                     weight = (torch.arange(1, N_FADE + 1, device=frames.device) / (N_FADE + 1)).view(-1, 1, 1, 1)
                     frames[:N_FADE] = (1 - weight) * tail + weight * frames[:N_FADE]
                 n_done = len(frames) if last == len(landmarks) else len(frames) - N_FADE
                 tail = frames[n_done:]
-                yield from as_pictures(frames[:n_done])
+                for frame in frames[:n_done].cpu():
+                    yield Rendered(frame[:3], frame[3:])
 
     def planes(
         self, clips: list[Conditions], noise: Tensor, n_steps: int | None, guidance_scale: float
@@ -101,9 +116,9 @@ class MCVDM:
         sampled = self.denoiser.sample(seen, noise, n_steps, guidance_scale)
         return [sampled.map(lambda plane, k=k: plane[k : k + 1]) for k in range(len(clips))]  # type: ignore[misc]
 
-    def clip(self, conditions: Conditions, planes: TriPlane, where: Tensor) -> Tensor:
-        """One clip [1, 3, S, H, W] in about [-1, 1]; where: the planes count, see `Autoencoder.blend`."""
-        return self.autoencoder.decode(planes, conditions, where=where)
+    def clip(self, conditions: Conditions, planes: TriPlane, where: Tensor) -> tuple[Tensor, Tensor]:
+        """One clip [1, 3, S, H, W] in about [-1, 1] and the warp's share in it; where: see `Autoencoder.blend`."""
+        return self.autoencoder.blend(planes, conditions, where=where)
 
     def _noise(self, first: int, shared: Tensor, seed: int) -> Tensor:
         """x_T [1, C, L] of the clip that begins with frame `first`."""
@@ -120,12 +135,6 @@ def clip_spans(n_frames: int) -> list[tuple[int, int]]:
     """First and last (exclusive) frame of clips of 16 that share 4 with their neighbours; the last may be shorter."""
     firsts = range(0, max(1, n_frames - N_FADE), N_FRAMES - N_FADE)
     return [(first, min(first + N_FRAMES, n_frames)) for first in firsts]
-
-
-def as_pictures(frames: Tensor) -> Iterator[np.ndarray]:
-    """[n, 3, H, W] in [-1, 1] -> uint8 [H, W, 3] each."""
-    for frame in frames:
-        yield ((frame + 1) * 127.5).round().clamp(0, 255).byte().movedim(0, -1).cpu().numpy()
 
 
 def _generator(seed: int, frame: int) -> Generator:

@@ -15,9 +15,10 @@ from PIL import Image, ImageDraw, ImageFilter
 from torch import Tensor
 
 from common.face import warp
-from common.face.framing import ReferencePicture
 from common.face.model import eye_distance, mouth_opening
 from m2v.drive import Limits
+from m2v.rendered import Rendered
+from m2v.source import Source
 
 BATCH = 16  # frames warped at once
 UPPER_INNER, LOWER_INNER = (60, 61, 62, 63, 64), (64, 65, 66, 67, 60)  # corner to corner
@@ -28,36 +29,48 @@ CHEEKS = (2, 3, 13, 14)  # skin around the nose is found between these and the n
 
 
 class WarpRenderer:
-    """Frames from one reference picture; holds one batch of frames at a time, whatever the length."""
+    """Frames from a source; holds one batch of frames at a time, whatever the length."""
 
     name = "warp"
 
-    def __init__(self, reference: ReferencePicture, device: torch.device | str = "cpu") -> None:
-        self.reference = reference
+    def __init__(self, source: Source, device: torch.device | str = "cpu") -> None:
+        self.source = source
         self.device = torch.device(device)
-        picture = torch.from_numpy(reference.picture.copy()).to(self.device)
-        self.picture = picture.movedim(-1, 0)[None].float()  # [1, 3, H, W]
-        self.source = reference.landmarks[None, :, :2].to(self.device)  # [1, 68, 2]
-        self.eye_distance = float(eye_distance(reference.landmarks[:, :2]))
-        self.colours = _mouth_colours(reference.picture, reference.landmarks[:, :2].numpy())
+        points = source.landmarks[:, :2]
+        self.eye_distance = float(eye_distance(points))
+        self.colours = _mouth_colours(source.picture, points.numpy())
+
+    def render(self, landmarks: Tensor) -> Iterator[np.ndarray]:
+        """`render_layers` as frames uint8 [H, W, 3]."""
+        for rendered in self.render_layers(landmarks):
+            yield rendered.as_picture()
 
     @torch.inference_mode()
-    def render(self, landmarks: Tensor) -> Iterator[np.ndarray]:
-        """Target landmarks [T, 68, 2 or 3], pixels of the reference (`m2v.drive`) → T frames uint8 [H, W, 3]."""
-        height, width = self.picture.shape[-2:]
+    def render_layers(self, landmarks: Tensor) -> Iterator[Rendered]:
+        """Target landmarks [T, 68, 2 or 3], pixels of the source (`m2v.drive`) → T frames, all of them the warp."""
+        height, width = self.source.picture.shape[:2]
+        share = torch.ones(1, height, width)
+        first = 0
         for targets in landmarks[..., :2].to(self.device).split(BATCH):
-            grid = warp.backward_grid(self.source.expand(len(targets), -1, -1), targets, height, width)
-            frames = warp.apply(self.picture.expand(len(targets), -1, -1, -1), grid)
+            n = len(targets)
+            pictures, points = (each.to(self.device) for each in self.source.begin(first, n))
+            first += n
+            grid = warp.backward_grid(points.expand(n, -1, -1), targets, height, width)
+            frames = (warp.apply(pictures, grid) + 1) * 127.5
             gap = warp.inner_mouth_mask(targets, height, width)  # [b, 1, H, W]
             warped = frames.clamp(0, 255).movedim(1, -1).cpu().numpy()
             openings = mouth_opening(targets).nan_to_num().tolist()
-            masks, points = gap[:, 0].cpu().numpy(), targets.cpu().numpy()
-            for frame, mask, shape, opening in zip(warped, masks, points, openings, strict=True):
-                yield self._with_mouth(frame, mask, shape, opening).round().astype(np.uint8)
+            shown = mouth_opening(points).nan_to_num().expand(n).tolist()
+            masks, shapes = gap[:, 0].cpu().numpy(), targets.cpu().numpy()
+            for frame, mask, shape, *opening in zip(warped, masks, shapes, openings, shown, strict=True):
+                painted = self._with_mouth(frame, mask, shape, *opening)
+                yield Rendered(torch.from_numpy(painted).movedim(-1, 0), share)
 
-    def _with_mouth(self, frame: np.ndarray, mask: np.ndarray, points: np.ndarray, opening: float) -> np.ndarray:
-        """Paint what lies between the inner lips, as far as the reference's own mouth does not show it."""
-        shown = max(self.reference.opening, 1e-3)
+    def _with_mouth(
+        self, frame: np.ndarray, mask: np.ndarray, points: np.ndarray, opening: float, shown: float
+    ) -> np.ndarray:
+        """Paint what lies between the inner lips, as far as the source's own mouth, open by `shown`, hides it."""
+        shown = max(shown, 1e-3)
         # The warp stretches what the picture shows: up to one and a half times that looks right, three times does not.
         need = float(np.clip((opening / shown - 1.5) / 1.5, 0, 1)) if opening > 0.01 else 0.0
         height, width = mask.shape

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from PIL import Image
+from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
 from common.face.fit import frontalise
@@ -19,6 +20,8 @@ from common.face.pos import Pose, flip_image
 
 FOREHEAD = 0.19  # the mesh reaches above the 68 landmarks by this part of their height (median of 300 portraits)
 HAIR = 0.28  # of the mesh's height
+FOLLOW_BEYOND = 1.3  # times the side of single frames: a shot that needs a larger square has it follow the head
+FOLLOW_S = 0.4  # standard deviation of the Gaussian that smooths the square's path
 CUT_BEFORE = 0.75  # of the side: tracks tremble, and the rule takes the median of a shot
 
 
@@ -49,6 +52,25 @@ class Crop:
         return np.asarray(Image.fromarray(part).resize(size, Image.Resampling.LANCZOS))
 
 
+def frame_shot(landmarks: np.ndarray, width: int, height: int, fps: float, size_px: int = 256) -> list[Crop]:
+    """Squares of one size around a face in every frame of a shot: landmarks [T, 68, 2 or 3], picture width x height.
+
+    One fixed square where the head stays about where it is; else a square that follows it smoothly.
+    """
+    fixed = frame_face(landmarks, width, height, size_px)
+    each = [frame_face(frame, width, height, size_px) for frame in landmarks[:: max(1, len(landmarks) // 64)]]
+    usual = float(np.median([crop.side for crop in each]))
+    if fixed.side <= FOLLOW_BEYOND * usual or (width, height) == (size_px, size_px):
+        return [fixed] * len(landmarks)
+    side = min(round(1.15 * usual), width, height)  # room for what the smooth path does not follow
+    low, high = landmarks[..., :2].min(1), landmarks[..., :2].max(1)
+    tall = (high - low)[:, 1] * (1 + FOREHEAD)
+    middle = np.stack([(low + high)[:, 0] / 2, (2 * high[:, 1] - tall * (1 + HAIR)) / 2], axis=1)  # [T, 2]
+    path = gaussian_filter1d(middle, FOLLOW_S * fps, axis=0, mode="nearest")
+    corners = (path - side / 2).round().astype(int).clip(0, (width - side, height - side))
+    return [Crop(int(x0), int(y0), side, size_px) for x0, y0 in corners]
+
+
 def frame_face(landmarks: np.ndarray, width: int, height: int, size_px: int = 256) -> Crop:
     """The square around a face: landmarks [68, 2 or 3], or [T, 68, 2 or 3] of a whole shot; picture width x height.
 
@@ -73,13 +95,14 @@ class ReferencePicture:
     """One picture of the person to be animated.
 
     picture: uint8 [size, size, 3]; landmarks: float32 [68, 3] in its pixels (y down); lm3d [68, 3] and pose: the same,
-    frontalised by the face model.
+    frontalised by the face model; crop: the square of the whole picture that it is, None where there is no other.
     """
 
     picture: np.ndarray
     landmarks: Tensor
     lm3d: Tensor
     pose: Pose
+    crop: Crop | None = None
 
     @classmethod
     def of(cls, picture: np.ndarray, landmarks: np.ndarray, model: FaceModel, size_px: int = 256) -> ReferencePicture:
@@ -87,7 +110,7 @@ class ReferencePicture:
         crop = frame_face(landmarks, picture.shape[1], picture.shape[0], size_px)
         points = torch.from_numpy(crop.points(landmarks))
         lm3d, pose = frontalise(points[None], size_px, model)
-        return cls(crop.cut(picture), points, lm3d[0], pose[0])
+        return cls(crop.cut(picture), points, lm3d[0], pose[0], crop)
 
     @classmethod
     def mean(cls, model: FaceModel, size_px: int = 256) -> ReferencePicture:
@@ -99,6 +122,11 @@ class ReferencePicture:
         points = flip_image(pose.project(model.mean), size_px)
         grey = np.full((size_px, size_px, 3), 127, np.uint8)
         return cls(grey, points, torch.zeros_like(model.mean), pose)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the picture."""
+        return self.picture.shape[1], self.picture.shape[0]
 
     @property
     def opening(self) -> float:

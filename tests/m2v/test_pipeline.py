@@ -18,7 +18,8 @@ from common.triplane import TriPlane
 from m2v.autoencoder import save_autoencoder
 from m2v.condition import Conditions
 from m2v.denoiser import Denoiser, save_denoiser
-from m2v.pipeline import MCVDM, N_FADE, N_FRAMES, as_pictures, clip_spans
+from m2v.pipeline import MCVDM, N_FADE, N_FRAMES, clip_spans
+from m2v.rendered import Rendered
 from tests.m2v.tiny import DENOISER, SIDE_PX, autoencoder, denoiser, face, picture, talking
 
 CPU = torch.device("cpu")
@@ -60,8 +61,9 @@ def test_as_many_frames_as_landmarks(model: MCVDM, reference: ReferencePicture, 
 class Plain(MCVDM):
     """Clips are the warp as it is: what joining them does to it can be seen."""
 
-    def clip(self, conditions: Conditions, planes: TriPlane, where: Tensor) -> Tensor:
-        return conditions.warped.movedim(1, 2)
+    def clip(self, conditions: Conditions, planes: TriPlane, where: Tensor) -> tuple[Tensor, Tensor]:
+        clip = conditions.warped.movedim(1, 2)
+        return clip, torch.ones_like(clip[:, :1])
 
 
 def test_joining_clips_leaves_no_seam(reference: ReferencePicture) -> None:
@@ -79,9 +81,10 @@ class Numbered(Plain):
 
     n_done = 0
 
-    def clip(self, conditions: Conditions, planes: TriPlane, where: Tensor) -> Tensor:
+    def clip(self, conditions: Conditions, planes: TriPlane, where: Tensor) -> tuple[Tensor, Tensor]:
         self.n_done += 1
-        return torch.full_like(conditions.warped.movedim(1, 2), -1 + 0.4 * self.n_done)
+        clip = torch.full_like(conditions.warped.movedim(1, 2), -1 + 0.4 * self.n_done)
+        return clip, torch.ones_like(clip[:, :1])
 
 
 def test_clips_fade_into_each_other_in_even_steps(reference: ReferencePicture) -> None:
@@ -142,8 +145,8 @@ def test_untrained_networks_give_the_reference_for_landmarks_as_in_it(reference:
 
 
 def test_values_beyond_the_range_are_cut_not_wrapped() -> None:
-    values = torch.tensor([-3.0, -1.0, 0.0, 1.0, 1.2, 3.0]).view(1, 1, 1, 6).expand(1, 3, 2, 6)
-    (shown,) = as_pictures(values)
+    values = torch.tensor([-300.0, 0.0, 127.5, 255.0, 256.0, 600.0]).view(1, 1, 6).expand(3, 2, 6)
+    shown = Rendered(values, torch.ones(1, 2, 6)).as_picture()
     assert shown.shape == (2, 6, 3) and shown[0, :, 0].tolist() == [0, 0, 128, 255, 255, 255]
 
 

@@ -1,0 +1,229 @@
+"""What generate.py is asked for: flags, and after them Hydra overrides of conf/generate.yaml."""
+
+import argparse
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from common import entry
+from common.errors import InputError
+from common.files import check_input, check_output
+
+POSES = ("natural", "still")
+POSE_ENDS = ("loop", "hold")
+FRAMINGS = ("crop", "full")
+REFERENCES = ("nearest", "best")
+RENDERERS = ("mcvdm", "warp")
+DETECTORS = ("builtin", "face-alignment-2d", "face-alignment-3d")
+MOST_STEPS = 1000  # timesteps that the models were trained with
+FLAG_OVERRIDES = {
+    **{name: name for name in ("seed", "steps", "device", "pose", "pose_end", "framing", "references", "detector")},
+    "renderer": "m2v",
+}
+
+
+@dataclass
+class AudioToMotionConfig:
+    name: str = "???"  # which model: the files of conf/a2m
+    weights: str = "???"  # built-in name, folder, or hub id
+    steps: int | None = None  # of sampling; None: the weights' own, as the next
+    guidance_scale: float | None = None  # how closely AToM-Net keeps to what it hears; 1: no guidance
+
+
+@dataclass
+class MotionToVideoConfig:
+    name: str = "???"  # which renderer: the files of conf/m2v
+    autoencoder: str = ""  # weights of mcvdm: built-in names, folders, or hub ids
+    denoiser: str = ""
+    steps: int | None = None  # of sampling; None: the weights' own; 0: none, planes of zeros (a regression)
+    guidance_scale: float = 1.0  # above 1 takes twice as long
+
+
+@dataclass
+class GenerateConfig:
+    a2m: AudioToMotionConfig = field(default_factory=AudioToMotionConfig)
+    m2v: MotionToVideoConfig = field(default_factory=MotionToVideoConfig)
+    seed: int = 0  # of everything that is drawn
+    steps: int | None = None  # sampling steps of both stages; None: what each says
+    device: str = "auto"
+    pose: str = "natural"  # or still, or a video whose head is followed
+    pose_end: str = "loop"  # or hold: where a video is shorter than the speech
+    framing: str | None = None  # crop or full; None: crop for pictures, full for videos
+    references: str = "nearest"  # of several pictures: the nearest for every clip, or the best for all of them
+    detector: str = "builtin"  # of faces
+    crf: int = 18  # quality of the H.264 stream, 0 (lossless) to 51
+
+
+def parse(argv: list[str], description: str | None = None) -> tuple[argparse.Namespace, list[str]]:
+    """Flags, and the Hydra overrides among them; raises InputError for what doesn't go together."""
+    args = parser(description).parse_intermixed_args(argv)
+    # --image takes all that follows it: overrides among that are those that look like one and are no file.
+    pictures = [path for path in args.image or [] if not is_override(str(path)) or is_file(path)]
+    overrides = [str(path) for path in args.image or [] if path not in pictures] + args.overrides
+    args.image = pictures
+    for override in overrides:
+        if not is_override(override):
+            raise InputError(f"'{override}' is neither a flag nor an override like seed=3 (--help lists the flags)")
+        if override.startswith("+"):
+            raise InputError(f"'{override}' adds a key that nothing reads: conf/generate.yaml names those there are")
+    if not pictures and overrides != args.overrides:
+        raise InputError(f"There is no picture at {overrides[0]}: check the path")
+    for is_wrong, reason in _contradictions(args):
+        if is_wrong:
+            raise InputError(reason)
+    return args, overrides
+
+
+def parser(description: str | None) -> entry.Parser:
+    whole = entry.Parser(
+        prog="generate.py",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = whole.add_argument
+    add("--audio", type=Path, metavar="FILE", help="speech: any sound file, or a video's sound")
+    add("--image", type=Path, nargs="+", metavar="FILE", help="the person; several pictures of one person help")
+    add("--video", type=Path, metavar="FILE", help="instead of a picture: a video of the person, to be dubbed anew")
+    add("--out", type=Path, metavar="MP4", help="default: outputs/<audio>_<image>.mp4")
+    add("--overwrite", action="store_true", help="replace the output if it exists")
+    add("--seed", type=int, help="of all that is drawn (default 0); the same seed gives the same frames")
+    add("--steps", type=int, help="sampling steps of both stages (default: what the weights say)")
+    add("--device", help="auto, cpu or cuda (default: auto)")
+    add(
+        "--pose",
+        metavar="HOW",
+        help="natural: the head moves and blinks (default); still: as in the picture; or a video whose head it follows",
+    )
+    add("--pose-end", choices=POSE_ENDS, help="where that video (or --video) ends first: to and fro (default), or hold")
+    add("--framing", choices=FRAMINGS, help="crop: 256 px around the face (default); full: the whole picture, as large")
+    add(
+        "--references",
+        choices=REFERENCES,
+        help="of several pictures: the nearest for every clip (default), or the best",
+    )
+    add("--motion-only", type=Path, metavar="NPZ", help="stop after stage one and save the Motion")
+    add("--motion", type=Path, metavar="NPZ", help="start at stage two with this Motion, of whomever")
+    add("--renderer", choices=RENDERERS, help="stage two: mcvdm (diffusion) or warp (instant preview)")
+    add("--detector", choices=DETECTORS, help="of faces (default builtin); the others need the extra `detectors`")
+    where = whole.add_mutually_exclusive_group()
+    where.add_argument("--face-index", type=int, metavar="N", help="which face, the largest is 0")
+    where.add_argument("--face-box", metavar="X0,Y0,X1,Y1", help="the face's box in pixels of the picture")
+    where.add_argument(
+        "--landmarks", type=Path, metavar="FILE", help="68 points (text, JSON or .npy) instead of detecting"
+    )
+    add("overrides", nargs="*", metavar="KEY=VALUE", help="Hydra overrides of conf/generate.yaml")
+    return whole
+
+
+def _contradictions(args: argparse.Namespace) -> list[tuple[bool, str]]:
+    """What can't be asked for together, and what is said then."""
+    chooses_face = args.face_index is not None or args.face_box or args.landmarks
+    has_no_person = not args.image and not args.video
+    return [
+        (bool(args.image and args.video), "--image is animated, --video dubbed anew: give one of them"),
+        (has_no_person and not (args.motion_only and not args.motion), "Give a picture of the person: --image FILE"),
+        (
+            not args.audio and not args.motion,
+            "Give a recording to speak: --audio FILE (or a Motion made earlier: --motion NPZ)",
+        ),
+        (
+            bool(args.motion and args.motion_only and not args.video),
+            "--motion starts at stage two and --motion-only stops before it: give one of them",
+        ),
+        (bool(args.out and args.motion_only), "--motion-only names its own output and makes no video: drop --out"),
+        (bool(args.motion and args.pose), "--motion brings its own head motion: leave --pose away"),
+        (bool(args.video and args.pose), "--video keeps the head motion that it has: leave --pose away"),
+        (
+            bool(args.pose_end and not args.video and args.pose in (None, *POSES)),
+            "--pose-end says how a video goes on that is too short: give one, with --pose or --video",
+        ),
+        (
+            bool(chooses_face and (args.video or len(args.image) > 1)),
+            "--face-index, --face-box and --landmarks describe one picture: give one --image with them",
+        ),
+    ]
+
+
+def is_override(text: str) -> bool:
+    return "=" in text or text.startswith("~")
+
+
+def is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # longer than a name can be
+        return False
+
+
+def compose(args: argparse.Namespace, overrides: list[str]) -> GenerateConfig:
+    """conf/generate.yaml, then the overrides, then the flags that were given."""
+    flags = {key: getattr(args, flag) for flag, key in FLAG_OVERRIDES.items() if getattr(args, flag) is not None}
+    for key, value in flags.items():
+        for override in [each for each in overrides if each.startswith((f"{key}=", f"{key}.name="))]:
+            say(f"note: the flag for {key} ({value}) wins over the override {override}")
+            overrides.remove(override)
+    config = entry.compose(entry.CONF_DIR, "generate", GenerateConfig, overrides + _quoted(flags))
+    _check(config)
+    if config.steps is not None and (config.a2m.name, config.m2v.name) == ("regression", "warp"):
+        say("note: neither the regression nor the warp samples in steps: --steps has no effect")
+    return config
+
+
+def _quoted(flags: dict[str, object]) -> list[str]:
+    """Flags as overrides; paths may hold what Hydra's grammar takes for its own."""
+    quoted = []
+    for key, value in flags.items():
+        text = str(value).replace("\\", "\\\\").replace("'", "\\'")
+        quoted.append(f"{key}='{text}'" if key in ("pose", "device") else f"{key}={value}")
+    return quoted
+
+
+def _check(config: GenerateConfig) -> None:
+    choices: dict[str, tuple[str | None, tuple[str, ...]]] = {
+        "pose_end": (config.pose_end, POSE_ENDS),
+        "references": (config.references, REFERENCES),
+        "detector": (config.detector, DETECTORS),
+        "renderer": (config.m2v.name, RENDERERS),
+    }
+    if config.framing is not None:
+        choices["framing"] = (config.framing, FRAMINGS)
+    for name, (value, known) in choices.items():
+        if value not in known:
+            raise InputError(f"There is no {name.replace('_', ' ')} '{value}': choose {' or '.join(known)}")
+    if config.pose not in POSES and not is_file(Path(config.pose)):
+        raise InputError(f"There is no pose '{config.pose}', and no such video: choose {', '.join(POSES)}, or a video")
+    if not 0 <= config.seed < 2**32:
+        raise InputError(f"A seed is a whole number from 0 to {2**32 - 1}, not {config.seed}")
+    if not 0 <= config.crf <= 51:
+        raise InputError(f"crf goes from 0 (lossless) to 51, not {config.crf}")
+    steps = (("steps", config.steps, 1), ("a2m.steps", config.a2m.steps, 1), ("m2v.steps", config.m2v.steps, 0))
+    for key, n, least in steps:
+        if n is not None and not least <= n <= MOST_STEPS:
+            raise InputError(f"{key} goes from {least} to {MOST_STEPS}, not {n}")
+
+
+def result_path(args: argparse.Namespace) -> Path:
+    """Where the result goes; raises InputError, before any work, where it can't."""
+    from common.media import VIDEO_SUFFIXES
+
+    person = args.video or (args.image[0] if args.image else None)
+    path: Path = (
+        args.motion_only or args.out or Path("outputs") / f"{(args.audio or args.motion).stem}_{person.stem}.mp4"
+    )
+    if args.motion_only and path.suffix != ".npz":
+        raise InputError(f"{path} is not named as a Motion: let the name end in .npz")
+    if not args.motion_only and path.suffix.lower() not in VIDEO_SUFFIXES:
+        raise InputError(f"{path} is not named as a video that can be written: let the name end in .mp4")
+    if args.audio:
+        check_input(args.audio, "sound file")
+    followed = [Path(args.pose)] if args.pose not in (None, *POSES) else []
+    for given in [args.audio, args.motion, args.landmarks, args.video, *followed, *args.image]:
+        if given and is_file(path) and is_file(given) and path.samefile(given):
+            raise InputError(f"{path} is an input of this run and would be lost: choose another name for the result")
+    check_output(path, args.overwrite)
+    return path
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

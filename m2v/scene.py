@@ -1,0 +1,98 @@
+"""What stage two is to make: which picture every frame begins with, where its landmarks go, and what is around it.
+
+A scene is a person's picture (or several), or a video that is dubbed. The renderer works on the square crop around the
+face; `frames` gives that crop, or the whole picture with the face put back into it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import repeat
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.face.framing import Crop, ReferencePicture
+from common.media import read_picture
+from m2v.dub import Dub
+from m2v.rendered import Rendered
+from m2v.source import Dubbed, Several, Source, Still
+
+MOST_PX = (3840, 2160)  # longer and shorter side of what is returned as a whole
+
+
+@dataclass(frozen=True)
+class Scene:
+    """source: what the renderer begins with; landmarks: [T, 68, 3], where they go, pixels of the crop; crops: of every
+
+    frame, the same one for a picture; begin: [T or 1, 68, 2], landmarks before, pixels of the crop; whole: opens the
+    uncropped pictures, uint8 [H, W, 3], one for each frame.
+    """
+
+    source: Source
+    landmarks: Tensor
+    fps: Fraction | float
+    crops: Sequence[Crop]
+    begin: Tensor
+    whole_size: tuple[int, int]
+    whole: Callable[[], Iterator[np.ndarray]]
+
+    @classmethod
+    def of_pictures(cls, references: Sequence[ReferencePicture], landmarks: Tensor, fps: float, path: Path) -> Scene:
+        """The first reference is the main one, cut from the picture at `path`."""
+        first = references[0]
+        source = Still(first) if len(references) == 1 else Several(references)
+        assert first.crop is not None
+        picture = read_picture(path)
+        height, width = picture.shape[:2]
+        return cls(
+            source,
+            landmarks,
+            fps,
+            [first.crop] * len(landmarks),
+            first.landmarks[None, :, :2],
+            (width, height),
+            lambda: repeat(picture, len(landmarks)),
+        )
+
+    @classmethod
+    def of_video(cls, dub: Dub) -> Scene:
+        crops = dub.crops()
+        begin, landmarks = (in_crops(crops, points) for points in (dub.begin(), dub.motion.posed()))
+        cut = (crop.cut(picture) for crop, picture in zip(crops, dub.pictures(), strict=True))
+        source = Dubbed(cut, begin)
+        return cls(source, landmarks, dub.footage.fps, crops, begin[..., :2], dub.motion.image_size, dub.pictures)
+
+    @property
+    def n_frames(self) -> int:
+        return len(self.landmarks)
+
+    def size(self, framing: str) -> tuple[int, int]:
+        """Width and height of the frames: even, as H.264 needs them."""
+        width, height = self.whole_size if framing == "full" else self.source.picture.shape[1::-1]
+        return width // 2 * 2, height // 2 * 2
+
+    def frames(self, layers: Iterator[Rendered], framing: str) -> Iterator[np.ndarray]:
+        """Frames uint8 of `size` from a renderer's layers; framing: crop or full."""
+        if framing != "full":
+            yield from (rendered.as_picture() for rendered in layers)
+            return
+        from m2v.paste import Paster
+
+        width, height = self.size(framing)
+        paster = Paster(*self.whole_size)
+        begin = self.begin.expand(self.n_frames, -1, -1)
+        for picture, crop, before, after, rendered in zip(
+            self.whole(), self.crops, begin, self.landmarks[..., :2], layers, strict=True
+        ):
+            yield paster.paste(picture, crop, before, after, rendered)[:height, :width]
+
+
+def in_crops(crops: Sequence[Crop], landmarks: Tensor) -> Tensor:
+    """Landmarks [T, 68, 3] of whole pictures in pixels of each frame's crop."""
+    each = [crop.points(points) for crop, points in zip(crops, landmarks.numpy(), strict=True)]
+    return torch.from_numpy(np.stack(each))
