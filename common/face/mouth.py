@@ -7,7 +7,7 @@ All points are M̄ + LM3D: x to the image's right, y up. The *opening* is the di
 import torch
 from torch import Tensor
 
-from common.face.model import LIP_STREAM, eye_distance
+from common.face.model import LIP_STREAM, FaceModel, eye_distance
 
 UPPER, LOWER = (61, 62, 63), (67, 66, 65)  # inner lip, facing each other; 60 and 64 are the corners
 CLOSED_OPENING = 0.02  # trackers see lips that touch as open by 0.00 to 0.02
@@ -43,3 +43,13 @@ def closed(points: Tensor, opening_direction: Tensor) -> Tensor:
     shut = points.clone()
     shut[LIP_STREAM, :] -= excess * opening_direction
     return set_lip_gap(shut, torch.where(lip_gap(shut) > most, most, lip_gap(shut))) if excess > 0 else shut
+
+
+def opening_direction(model: FaceModel) -> Tensor:
+    """How lips and jaw most likely move per unit that the middle of the inner lips opens: [37, 3].
+
+    Under the model's Gaussian of expressions, the mean of a displacement given that gap: C h / (hᵀ C h).
+    """
+    basis = model.at_landmarks().expression * model.expression_std[:, None, None]  # [E, 68, 3]
+    gap = basis[:, 62, 1] - basis[:, 66, 1]  # [E]
+    return torch.einsum("e,epc->pc", gap, basis)[LIP_STREAM, :] / gap.square().sum()
