@@ -64,7 +64,7 @@ def see(points: Tensor, triangles: Tensor, height: int, width: int, cull_back_fa
     picture or between pixel centres show nothing. Raises ValueError for points that are not finite, for shapes and
     numbers that don't fit, and for a visible triangle that reaches further than 131072 pixels.
     """
-    _check(points, triangles, height, width)
+    check(points, triangles, height, width)
     grid = (points.double() * GRID).round()  # float64, as positions far outside must not overflow
     x, y = _rows(grid[:, 0], triangles), _rows(grid[:, 1], triangles)  # [F, 3]
     first_row, last_row = _whole_within(y, height)
@@ -182,7 +182,8 @@ def _key(depth: Tensor, triangle: Tensor) -> Tensor:
     return ordered.long() << 32 | triangle
 
 
-def _check(points: Tensor, triangles: Tensor, height: int, width: int) -> None:
+def check(points: Tensor, triangles: Tensor, height: int, width: int) -> None:
+    """Raise ValueError unless this can be seen: points [V, 3], finite; triangles [F, 3] int64, numbers of points."""
     if points.ndim != 2 or points.shape[1] != 3 or not points.is_floating_point():
         raise ValueError(f"points must be floats [V, 3], got {points.dtype} {list(points.shape)}")
     if triangles.ndim != 2 or triangles.shape[1] != 3 or triangles.dtype != torch.int64:
