@@ -1,26 +1,35 @@
 """Where a Motion puts the landmarks of a given picture.
 
 A Motion is read as a change: against its `reference` frame (the picture it was made for) or, without one, its first
-frame. So a Motion that says "as in the picture" gives exactly the picture, and anyone's Motion can drive anyone.
+frame. So a Motion that says "as in the picture" gives exactly the picture. Another person's is fitted to the picture
+first (`common.face.reenact`).
 """
 
 import math
 from dataclasses import dataclass
 
 import torch
-from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from common.face.framing import ReferencePicture
 from common.face.pos import Pose, flip_image
+from common.face.rotations import axis_angle, from_axis_angle
 from common.motion import Motion
+
+LEAST_ASIDE_RAD = math.radians(5)
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How far a head may leave the picture's pose; what is beyond two thirds of it is softly held back."""
+    """How far a head may leave the picture's pose; what is beyond two thirds of it is softly held back.
+
+    All are counted from the picture, wherever a pose comes from: a driving video's too. aside_rad alone is counted from
+    the camera: a head that the picture shows turned to one side can't turn as much further, since its far cheek is not
+    in the picture; `LEAST_ASIDE_RAD` further it always may.
+    """
 
     turn_rad: float = math.inf
+    aside_rad: float = math.inf
     shift: float = math.inf  # of the face's origin, in face heights
     log_zoom: float = math.inf  # of its size
 
@@ -39,9 +48,10 @@ def drive(motion: Motion, reference: ReferencePicture, mean: Tensor, limits: Lim
     face_px = reference.pose.scale * (mean[:, 1].amax() - mean[:, 1].amin())
     shift = (motion.pose.translation - rest.pose.translation) * zoom  # [T, 2]
     log_zoom = (motion.pose.scale / rest.pose.scale).log()[:, None]  # [T, 1]
+    turned = hold_back(motion.pose.rotation @ rest.pose.rotation.mT, limits.turn_rad) @ reference.pose.rotation
     pose = Pose(
         scale=reference.pose.scale * held(log_zoom, limits.log_zoom)[:, 0].exp(),
-        rotation=hold_back(motion.pose.rotation @ rest.pose.rotation.mT, limits.turn_rad) @ reference.pose.rotation,
+        rotation=facing(turned, reference.pose.rotation, limits.aside_rad),
         translation=reference.pose.translation + held(shift, limits.shift * float(face_px)),
     )
     still = flip_image(reference.pose.project(mean + reference.lm3d), height)
@@ -53,8 +63,21 @@ def hold_back(rotation: Tensor, max_turn_rad: float) -> Tensor:
     """Rotations [T, 3, 3] about the same axes by less than max_turn_rad."""
     if math.isinf(max_turn_rad):
         return rotation
-    vectors = torch.from_numpy(Rotation.from_matrix(rotation.double().numpy()).as_rotvec())  # [T, 3]
-    return torch.from_numpy(Rotation.from_rotvec(held(vectors, max_turn_rad).numpy()).as_matrix()).to(rotation)
+    return from_axis_angle(held(axis_angle(rotation), max_turn_rad))
+
+
+def facing(rotation: Tensor, picture: Tensor, max_aside_rad: float) -> Tensor:
+    """Rotations [T, 3, 3] turned about the head's own vertical axis so that its face doesn't point far aside.
+
+    picture: [3, 3], the picture's rotation; it, and what points aside no further than it, stays exactly.
+    """
+    if math.isinf(max_aside_rad):
+        return rotation
+    aside, shown = (torch.atan2(-each[..., 2, 0], each[..., 2, 2]) for each in (rotation, picture))
+    further = (aside.abs() - shown.abs()).clamp(min=0)[:, None]  # [T, 1]
+    back = further - held(further, max(max_aside_rad - float(shown.abs()), LEAST_ASIDE_RAD))
+    turn = torch.nn.functional.pad(-aside.sign()[:, None] * back, (1, 1))  # [T, 3]
+    return torch.where((back > 0)[..., None], rotation @ from_axis_angle(turn), rotation)
 
 
 def held(vectors: Tensor, most: float) -> Tensor:
