@@ -1,7 +1,8 @@
-"""The face model over 68 landmarks: M = M̄ + M_id α_id + M_exp α_exp (dual-diffusion paper, eq. 1).
+"""The face model: M = M̄ + M_id α_id + M_exp α_exp (dual-diffusion paper, eq. 1), over 68 landmarks or a whole mesh.
 
 Face space: x to the image's right, y up, z towards the camera; iBUG-68 order. `python -m common.face.model fit` makes
-the built-in model from landmark tracks (see `common.face.model_fit` for how); this module only holds and stores it.
+the built-in model from landmark tracks (see `common.face.model_fit` for how), `info` says what a model is; published
+models are read by `common.face.published`. This module only holds and stores one.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from common import weights
+from common import entry, weights
 from common.errors import InputError
 
 N_POINTS = 68
@@ -162,7 +163,16 @@ class FaceModel:
 
     @staticmethod
     def load(name_or_path: str | Path) -> FaceModel:
-        """Read what `save` wrote (a built-in name, a folder or a hub id); raises InputError where it doesn't fit."""
+        """Read what `save` wrote, or a published model; raises InputError where it isn't there or doesn't fit.
+
+        name_or_path: a built-in name, a folder or a hub id of ours; `bfm`, `flame`, `ict` or `gnm`, which are looked
+        for in face_models/; or the path of such a model: BFM's .mat, FLAME's .pkl or .npz, ICT-FaceKit's folder, GNM's
+        .npz. All come in face space, in decimetres, with the built-in model's origin (the mean of `RIGID`).
+        """
+        from common.face.published import lookup  # it needs this module
+
+        if (published := lookup.load(name_or_path)) is not None:
+            return published
         state, config = weights.from_pretrained(name_or_path)
         try:
             if config["format"] != _FORMAT:
@@ -194,6 +204,27 @@ _TENSORS = ("mean", "identity", "expression", "identity_std", "expression_std")
 _MESH_TENSORS = ("triangles", "landmark_vertices", "landmark_weights")
 
 
+def describe(model: FaceModel) -> str:
+    """A few lines on a model: counts, what its directions move, units and size."""
+    small, mm = model.at_landmarks(), 1000 * model.metres_per_unit
+    n_triangles = "no" if model.triangles is None else len(model.triangles)
+    sides = (mm * (model.mean.amax(dim=0) - model.mean.amin(dim=0))).tolist()
+    lines = [
+        f"{model.name}: {len(model.mean)} vertices, {n_triangles} triangles, 68 landmarks as {model.convention}",
+        f"units of {mm:g} mm; {' x '.join(f'{side:.0f}' for side in sides)} mm, "
+        f"eye centres {mm * eye_distance(small.mean):.1f} mm apart",
+    ]
+    for what, basis, std in (
+        ("identity", small.identity, small.identity_std),
+        ("expression", small.expression, small.expression_std),
+    ):
+        moved = mm * (basis * std[:, None, None]).square().sum(dim=(0, 2)).mean().sqrt()
+        lines.append(f"{what}: {len(std)} directions, a landmark's standard deviation is {moved:.1f} mm")
+    if model.expression_names:
+        lines.append("expressions: " + ", ".join(model.expression_names))
+    return "\n".join(lines)
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m common.face.model", description=__doc__)
     commands = parser.add_subparsers(required=True)
@@ -202,7 +233,13 @@ def main(argv: list[str] | None = None) -> None:
     fit.add_argument("--out", type=Path, default=weights.BUILT_IN_DIR / BUILTIN)
     fit.add_argument("--identity", type=int, default=24, help="identity directions")
     fit.add_argument("--expression", type=int, default=32, help="expression directions")
+    info = commands.add_parser("info", help="say what a model is: its vertices, directions, units, size")
+    info.add_argument("model", help="bfm, flame, ict or gnm (in face_models/), a path, or a built-in name")
     arguments = parser.parse_args(argv)
+
+    if hasattr(arguments, "model"):
+        print(describe(FaceModel.load(arguments.model)))
+        return
 
     from common.face.model_fit import fit_face_model, report  # it needs this module
 
@@ -213,4 +250,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    entry.run(main)

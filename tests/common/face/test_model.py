@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,77 @@ def test_a_saved_model_comes_back_bit_for_bit(tmp_path: Path) -> None:
     for name in ("mean", "identity", "expression", "identity_std", "expression_std"):
         assert torch.equal(getattr(again, name), getattr(model, name))
     assert (again.name, again.convention, again.metres_per_unit) == (model.name, "facemesh68", 0.1)
+
+
+def meshed() -> FaceModel:
+    """The built-in model with two vertices more, its landmarks each between three of the 70."""
+    model, generator = FaceModel.builtin(), torch.Generator().manual_seed(0)
+
+    def with_rim(points: torch.Tensor) -> torch.Tensor:
+        return torch.cat([points, torch.randn(*points.shape[:-2], 2, 3, generator=generator)], dim=-2)
+
+    return FaceModel(
+        with_rim(model.mean),
+        with_rim(model.identity),
+        with_rim(model.expression),
+        model.identity_std,
+        model.expression_std,
+        model.metres_per_unit,
+        "meshed",
+        "ibug68_3d",
+        triangles=torch.tensor([[0, 1, 2], [3, 69, 68]]),
+        landmark_vertices=torch.randint(0, 70, (68, 3), generator=generator),
+        landmark_weights=torch.rand(68, 3, generator=generator).softmax(dim=1),
+        expression_names=tuple(f"e{i}" for i in range(len(model.expression_std))),
+    )
+
+
+def test_landmarks_of_a_mesh_are_weighted_means_of_three_vertices() -> None:
+    model = meshed()
+    shape = model.shape(torch.randn(2, 24), torch.randn(2, 32))
+    assert shape.shape == (2, 70, 3)
+    assert model.landmark_vertices is not None and model.landmark_weights is not None
+    corners, weights = model.landmark_vertices[13].tolist(), model.landmark_weights[13].tolist()
+    wanted = sum(weight * shape[1, corner] for corner, weight in zip(corners, weights, strict=True))
+    torch.testing.assert_close(model.landmarks(shape)[1, 13], wanted)
+    builtin = FaceModel.builtin()
+    assert builtin.landmarks(builtin.mean) is builtin.mean and builtin.at_landmarks() is builtin
+
+
+def test_a_model_of_landmarks_alone_gives_the_same_landmarks() -> None:
+    model = meshed()
+    small = model.at_landmarks()
+    identity, expression = torch.randn(5, 24), torch.randn(5, 32)
+    wanted = model.landmarks(model.shape(identity, expression))
+    torch.testing.assert_close(small.shape(identity, expression), wanted, atol=1e-5, rtol=0)
+    assert (small.name, small.convention, small.expression_names) == (model.name, "ibug68_3d", model.expression_names)
+
+
+def test_a_saved_mesh_comes_back_bit_for_bit(tmp_path: Path) -> None:
+    model = meshed()
+    model.save(tmp_path / "copy")
+    again = FaceModel.load(tmp_path / "copy").to("cpu")
+    for name in ("mean", "triangles", "landmark_vertices", "landmark_weights"):
+        assert torch.equal(getattr(again, name), getattr(model, name))
+    assert again.expression_names == model.expression_names
+
+
+def test_parts_that_do_not_fit_each_other_are_refused() -> None:
+    model = meshed()
+    wrong: list[tuple[str, dict[str, object]]] = [
+        ("mean", {"landmark_vertices": None, "landmark_weights": None}),
+        ("landmark_weights", {"landmark_weights": None}),
+        ("landmark_vertices", {"landmark_vertices": torch.zeros(67, 3, dtype=torch.int64)}),
+        ("0 to 70", {"triangles": torch.tensor([[0, 1, 70]])}),
+        ("-1 to 2", {"triangles": torch.tensor([[-1, 1, 2]])}),
+        ("int64", {"triangles": torch.zeros(4, 3)}),
+        ("triangles", {"triangles": torch.zeros(4, 4, dtype=torch.int64)}),
+        ("expression_names", {"expression_names": ("a",)}),
+        ("identity_std", {"identity_std": torch.ones(24, 1)}),
+    ]
+    for what, changed in wrong:
+        with pytest.raises(ValueError, match=what):
+            replace(model, **changed)  # type: ignore[arg-type]
 
 
 def test_folders_without_a_face_model_are_refused(tmp_path: Path) -> None:
