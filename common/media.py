@@ -254,6 +254,7 @@ class VideoWriter:
     width, height: even. audio_path: any sound file or video, read in blocks while frames come. Its rate is kept where
     AAC has it, mono and stereo stay, more channels are mixed to one. Sample n sounds at n / rate, frame k shows at
     k / fps (the encoder's priming is in the edit list). Sound beyond the last frame by more than one frame is cut.
+    comment, description: what the file says of itself; unless told otherwise, that it is generated.
     The same frames give the same pictures on every machine: the number of encoder threads is fixed, no date is written.
     """
 
@@ -267,6 +268,7 @@ class VideoWriter:
         comment: str = GENERATED,
         overwrite: bool = False,
         crf: int = 18,
+        description: str = GENERATED,
     ):
         if width % 2 or height % 2 or min(width, height) < 2:
             raise ValueError(f"H.264 with 4:2:0 colour needs even sides, got {width}x{height}")
@@ -275,7 +277,8 @@ class VideoWriter:
         self.path, self.width, self.height = path, width, height
         self.fps = exact_fps(fps)
         self.n_frames = 0
-        self._audio_path, self._comment, self._overwrite, self._crf = audio_path, comment, overwrite, crf
+        self._audio_path, self._overwrite, self._crf = audio_path, overwrite, crf
+        self._metadata = {"comment": comment, "description": description}
         self._reformatter = VideoReformatter()
         self._n_sound = 0  # samples given to the encoder
 
@@ -289,7 +292,7 @@ class VideoWriter:
             self._container = stack.enter_context(
                 av.open(f"file:{temporary.absolute()}", "w", format="mp4", options=options)
             )
-            self._container.metadata.update({"comment": self._comment, "description": GENERATED})
+            self._container.metadata.update(self._metadata)
             self._video = self._container.add_stream(
                 "libx264",
                 rate=self.fps,
