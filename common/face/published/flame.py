@@ -165,6 +165,8 @@ def _dictionary(content: Any, path: Path) -> dict[str, Any]:
 
 def _dense(value: Any, key: str) -> np.ndarray:
     """A plain array of numbers from one, from chumpy's, or from scipy's sparse matrix."""
+    if isinstance(value, np.ndarray) and value.dtype.hasobject and value.ndim == 0:
+        value = value.item()  # how np.savez stores a sparse matrix
     if isinstance(value, Placeholder):
         state = value.state if isinstance(value.state, dict) else {}
         kind = value.name.rpartition(".")[2]

@@ -28,8 +28,7 @@ SOURCE = Source(
 )
 _METRES_PER_UNIT = 0.01
 _BLEND_SHAPE_STD = 0.3  # ours: weights run from 0 to 1 and are mostly small
-_VERTEX = re.compile(rb"^[ \t]*v[ \t]+([^\r\n]*)", re.MULTILINE)
-_FACE = re.compile(rb"^[ \t]*f[ \t]+([^\r\n]*)", re.MULTILINE)
+_VERTEX, _FACE = (re.compile(rb"^%c[ \t](.*)" % letter, re.MULTILINE) for letter in b"vf")
 
 
 def read(folder: Path) -> FaceModel:
@@ -76,7 +75,9 @@ def read_obj(content: bytes) -> tuple[np.ndarray, np.ndarray]:
 
 def read_vertices(content: bytes) -> np.ndarray:
     """An OBJ file's vertices [V, 3], float64; weights or colours behind the coordinates are left out."""
-    lines = _VERTEX.findall(content)
+    last = max(content.rfind(b"\nv "), content.rfind(b"\nv\t"), 0)  # faces, half of a file, come behind
+    end = content.find(b"\n", last + 1)
+    lines = _VERTEX.findall(content, 0, end if end >= 0 else len(content))
     with warnings.catch_warnings():
         warnings.simplefilter("error", DeprecationWarning)  # numpy's word for text that is not a number
         try:

@@ -145,6 +145,10 @@ def test_a_sparse_matrix_is_read_whichever_way_it_is_packed(tmp_path: Path) -> N
     by_columns = FaceModel.load(writers.write_flame(path, ARRAYS, "2023"))
     path.write_bytes(pickle.dumps({**ARRAYS, "J_regressor": csr_matrix(ARRAYS["J_regressor"])}))
     torch.testing.assert_close(FaceModel.load(path).expression, by_columns.expression)
+    np.savez(
+        tmp_path / "flame.npz", **{**ARRAYS, "J_regressor": np.array(csr_matrix(ARRAYS["J_regressor"]), dtype=object)}
+    )
+    torch.testing.assert_close(FaceModel.load(tmp_path / "flame.npz").expression, by_columns.expression)
     for name, values in (("indices", [-1] * 9), ("indices", [999] * 9), ("indptr", [0, 9, 3, 9, 9, 9])):
         matrix = csr_matrix((np.ones(9), list(range(9)), [0, 2, 3, 5, 7, 9]), shape=(5, 84))
         setattr(matrix, name, np.array(values))

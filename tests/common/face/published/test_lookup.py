@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from common.errors import InputError
 from common.face.fit import fit
-from common.face.model import FaceModel, describe, eye_distance
+from common.face.model import FaceModel, describe, eye_distance, main
 from common.face.published import lookup
 from common.face.published.ict import read_obj, read_vertices
 from common.unpickle import load_npy
@@ -226,11 +226,13 @@ def test_an_ict_shape_of_another_mesh_is_named(tmp_path: Path) -> None:
 
 
 def test_obj_files_of_any_hand_are_read() -> None:
-    content = b"# a comment\r\nv 0 0 0 1.0\r\n v 1 0 0 1.0\r\nvn 0 0 1\r\nv 1e0 1 0 1.0\r\nv\t0 1 0 1.0\r\n"
+    content = b"# a comment\r\nv 0 0 0 1.0\r\nv  1 0 0 1.0\r\nvn 0 0 1\r\nv 1e0 1 0 1.0\r\nv\t0 1 0 1.0\r\n"
     content += b"f 1//1 2//1 3//1 4//1\r\nf -1 -4 -3\n"
     vertices, triangles = read_obj(content)
     assert vertices.tolist() == [[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]]
     assert triangles.tolist() == [[0, 1, 2], [0, 2, 3], [3, 0, 1]]
+    for tail in (b"", b"\n", b"\r\nf 1 2 1\nv\t7 8 9", b"\nvt 1 2\n"):
+        assert read_vertices(b"v 1 2 3\nv 4 5 6" + tail)[1:].tolist() == [[4, 5, 6], [7, 8, 9]][: 1 + (b"7" in tail)]
     for damaged in (b"", b"v 1 2\n", b"v 1 2 x\n", b"v 1 2 3\nf 1 1 2\n", b"v 1 2 3\nf 1 1\n", b"v 1 2 3\nf a b c\n"):
         with pytest.raises(ValueError):
             read_obj(damaged)
@@ -286,8 +288,9 @@ def test_damaged_files_are_a_model_or_one_sentence(
         assert model.shape().isfinite().all() and model.landmarks(model.mean).shape == (68, 3)
 
 
-def test_info_says_what_a_model_is(tmp_path: Path) -> None:
-    text = describe(FaceModel.load(write("ict", tmp_path)))
+def test_info_says_what_a_model_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["info", str(write("ict", tmp_path))])
+    text = capsys.readouterr().out
     assert "84 vertices" in text and "ibug68_3d" in text and "jawOpen" in text
     assert "63.8 mm apart" in text and "5 directions" in text
     assert "facemesh68" in describe(FaceModel.builtin())
