@@ -1,21 +1,22 @@
 """`--framing full`: the whole picture, its face replaced by what a renderer made of the square around it.
 
 A renderer's frame is small; the picture need not be. Scaling the frame up would make a soft face in a sharp picture, so
-only what is new is taken from it. The frame is, nearly, the square warped along the landmarks or standing still, both of
-which the picture has at full size: warp it there by the same flow, and add the (low-resolution) difference to the frame:
+only what is new is taken from it. A frame is, nearly, the square warped along the landmarks, and the picture can be
+warped by the same flow at its own size:
 
-    out = W (a · warped + (1 − a) · still + smooth difference) + (1 − W) · frame
+    out = W (warped + slow difference) + (1 − W) frame,   difference = frame − warped, in the frame's pixels
 
-a: how much a place was taken from the warp, judged by likeness, from the renderer's own share; W: how far the picture's
-detail still holds there, none inside a mouth that moved and where the frame has structure that the picture has not.
-All of it happens within a mask around the head's old and new place. Towards its border the flow and the difference fade
-to nothing: nothing is cross-faded that lies in two places, so that there is no double edge. Before that the difference's
-slow part along the border is taken out of the whole of it: a frame in another light than the picture leaves no rim.
+W says how far the picture's detail still holds: not inside a mouth that moved, not where the frame has structure that
+the picture has not. Two masks follow the head. In the *head's* (hair and neck included) the picture moves; towards its
+border the flow fades to nothing, so that nothing is cross-faded that lies in two places, and no edge is double. In the
+*face's* the frame counts; hair and background are the picture's own, bent a little near the head, which looks better
+than what a small network makes of them. Before that, the difference's slow part along the face's border is taken out of
+all of it: a frame in another light than the picture leaves no rim.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -27,12 +28,14 @@ from common.face import warp
 from common.face.framing import FOREHEAD, HAIR, Crop
 from m2v.rendered import Rendered
 
-GROW, NECK, FEATHER = 0.06, 0.3, 0.3  # of the mask, in heights of the landmarks (brows to chin)
-MARGIN = 0.07  # of the crop's side: the mask fades to zero before the crop's border, where the picture goes on
-SLOW_PX = 2.5  # of the frame: differences slower than this are light and shade, faster ones structure
-STRUCTURE = 5.0  # levels of structure that the picture does not have, where half of its detail is let go
-NOISE = 2.0  # levels: below, a frame is equally like everything
+NECK, HAIR_GROW, FACE_GROW = 0.3, 0.06, -0.1  # how far the masks reach below the chin and beyond the outlines, and
+HEAD_FEATHER, FACE_FEATHER = 0.3, 0.14  # how soon they fade; all in heights of the landmarks (brows to chin)
+MARGIN = 0.07  # of the crop's side: the masks fade to zero before a border of the crop behind which the picture goes on
+SLOW_PX = 6.0  # of the frame: differences slower than this are light and shade, faster ones structure
+STRUCTURE = 8.0  # levels of structure that the picture does not have, where half of its detail is let go
 CAST_CELLS, CAST_WIDTH = 32, 5.0  # colour casts are known on a coarse grid, over a Gaussian of that many cells
+CAST_OFF = 4.0  # levels from the median, beyond which a difference is not the light's
+TONES = (2.0, 6.0)  # levels beside one line of colours: below, a picture is monochrome; above, coloured
 
 
 @dataclass(frozen=True)
@@ -40,12 +43,13 @@ class Original:
     """What is known of a picture before any frame is made: the same for all frames of a still picture.
 
     square: the crop at its own size, float32 [1, 3, side, side], 0..255; small: as the renderer saw it, [1, 3, h, h];
-    source: [1, 68, 2] landmarks in pixels of `small`.
+    tones: see `_tones`; source: [1, 68, 2] landmarks in pixels of `small`.
     """
 
     picture: np.ndarray
     square: Tensor
     small: Tensor
+    tones: Tensor
     source: Tensor
 
 
@@ -75,12 +79,11 @@ class Paster:
         original = self._original(picture, source)
         self._check(target, rendered)
         target = target[None].to(original.source)
-        frame, share = (part[None].to(self.device, torch.float32) for part in (rendered.frame, rendered.share))
         mask = self._mask(original.source, target)
-        layers = _layers(original, target, frame, share, mask)
         result = picture.copy()
         box = _box(mask[0, 0] > 0, self.crop)
         if box is not None:
+            layers = _layers(original, target, rendered.frame[None].to(original.small), mask)
             x0, y0, x1, y1 = box
             patch = _compose(original.square, layers, self.crop, box)
             result[self.crop.y0 + y0 : self.crop.y0 + y1, self.crop.x0 + x0 : self.crop.x0 + x1] = patch
@@ -100,6 +103,7 @@ class Paster:
         return whole
 
     def _mask(self, source: Tensor, target: Tensor) -> Tensor:
+        """[1, 1, h, h]"""
         return (head_mask(source[0], target[0], self.crop.size_px) * self.edge)[None, None]
 
     def _original(self, picture: np.ndarray, source: Tensor) -> Original:
@@ -113,10 +117,13 @@ class Paster:
         last = self.original
         if last is None or last.picture is not picture:
             c = self.crop
-            square = picture[c.y0 : c.y0 + c.side, c.x0 : c.x0 + c.side]
-            self.original = Original(picture, *(self._tensor(each) for each in (square, c.cut(picture))), source)
+            square, small = (
+                self._tensor(picture[c.y0 : c.y0 + c.side, c.x0 : c.x0 + c.side]),
+                self._tensor(c.cut(picture)),
+            )
+            self.original = Original(picture, square, small, _tones(small), source)
         elif not torch.equal(last.source, source):
-            self.original = Original(picture, last.square, last.small, source)
+            self.original = replace(last, source=source)
         assert self.original is not None
         return self.original
 
@@ -129,11 +136,8 @@ class Paster:
         h = self.crop.size_px
         if target.shape != (68, 2):
             raise ValueError(f"a frame has landmarks [68, 2] in pixels of the crop, got {list(target.shape)}")
-        if rendered.frame.shape != (3, h, h) or rendered.share.shape != (1, h, h):
-            raise ValueError(
-                f"a frame of this crop is [3, {h}, {h}] and its share [1, {h}, {h}], got {list(rendered.frame.shape)} "
-                f"and {list(rendered.share.shape)}"
-            )
+        if rendered.frame.shape != (3, h, h):
+            raise ValueError(f"a frame of this crop is [3, {h}, {h}], got {list(rendered.frame.shape)}")
 
 
 # ---- in the renderer's pixels ---------------------------------------------------------------------------------------
@@ -141,30 +145,44 @@ class Paster:
 
 def head_mask(source: Tensor, target: Tensor, size_px: int) -> Tensor:
     """A head's old and new place, from landmarks [68, 2] of both: float32 [h, h], 1 within, 0 from a feather away."""
-    points, height = zip(*(_outline(each.double().cpu().numpy()) for each in (source, target)), strict=True)
-    polygon = _hull(np.concatenate(points))
-    unit = max(height)
+    each = [points.double().cpu().numpy() for points in (source, target)]
+    unit = max(_upwards(points)[1] for points in each)
+    corners = np.concatenate([_head_outline(points) for points in each])
+    return _feathered(corners, HAIR_GROW * unit, HEAD_FEATHER * unit, size_px).to(source.device)
+
+
+def face_mask(target: Tensor, size_px: int) -> Tensor:
+    """As `head_mask`, of the face alone, where it is in the frame."""
+    points = target.double().cpu().numpy()
+    unit = _upwards(points)[1]
+    return _feathered(points, FACE_GROW * unit, FACE_FEATHER * unit, size_px).to(target.device)
+
+
+def _upwards(points: np.ndarray) -> tuple[np.ndarray, float]:
+    """The face's upward direction [2] and the height of its landmarks along it."""
+    up = points[17:27].mean(axis=0) - points[8]
+    up = up / max(float(np.linalg.norm(up)), 1e-6)
+    along = points @ up
+    return up, max(float(along.max() - along.min()), 1.0)
+
+
+def _head_outline(points: np.ndarray) -> np.ndarray:
+    """Landmarks with points around hair and neck added, [N, 2]."""
+    up, height = _upwards(points)
+    top = (points @ up).max() + (FOREHEAD + HAIR * (1 + FOREHEAD)) * height
+    # Round: lowest above the ears, highest above the middle of the brows.
+    rise = {0: 0.45, 16: 0.45, 17: 0.85, 26: 0.85, 19: 0.97, 24: 0.97, 21: 1.0, 22: 1.0}
+    hair = [points[k] + part * (top - points[k] @ up) * up for k, part in rise.items()]
+    return np.concatenate([points, hair, points[4:13] - NECK * height * up])
+
+
+def _feathered(points: np.ndarray, grow: float, feather: float, size_px: int) -> Tensor:
+    """1 in the points' convex hull grown by `grow` pixels, 0 from `feather` pixels away: float32 [h, h]."""
     n = max(size_px // 4, 2)  # the distance is smooth
     at = np.linspace(0, size_px - 1, n)
-    away = _distance(polygon, at, at) - GROW * unit
-    faded = torch.from_numpy(1 - away / max(FEATHER * unit, 1.0)).to(source.device, torch.float32)
-    faded = F.interpolate(faded[None, None], (size_px, size_px), mode="bilinear", align_corners=True)[0, 0]
-    return _smooth_step(faded)
-
-
-def _outline(points: np.ndarray) -> tuple[np.ndarray, float]:
-    """Landmarks with points around hair and neck added, [N, 2], and the landmarks' height along the face."""
-    chin, brows = points[8], points[17:27].mean(axis=0)
-    up = (brows - chin) / max(float(np.linalg.norm(brows - chin)), 1e-6)
-    along = points @ up
-    height = float(along.max() - along.min())
-    # Hair: of the mesh, which reaches above the landmarks by FOREHEAD, add HAIR.
-    rise = (FOREHEAD + HAIR * (1 + FOREHEAD)) * height
-    top = points[[0, 1, 2, 14, 15, 16, *range(17, 27)]]
-    lift = (along.max() + rise - top @ up)[:, None] * up
-    lift[:6] *= 0.75  # a head is round: above the ears less than above the brows
-    neck = points[4:13] - NECK * height * up
-    return np.concatenate([points, top + lift, neck]), height
+    away = torch.from_numpy(_distance(_hull(points), at, at)).float()
+    away = F.interpolate(away[None, None], (size_px, size_px), mode="bilinear", align_corners=True)[0, 0]
+    return _smooth_step(1 - (away - grow) / max(feather, 1.0))
 
 
 def _hull(points: np.ndarray) -> np.ndarray:
@@ -176,7 +194,7 @@ def _hull(points: np.ndarray) -> np.ndarray:
 
 
 def _distance(polygon: np.ndarray, xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
-    """From grid points to a convex polygon [K, 2]: [rows, columns], 0 inside."""
+    """From grid points to a convex polygon's outline [K, 2], negative inside: [rows, columns]."""
     at = np.stack(np.meshgrid(xs, ys), axis=-1)[:, :, None]  # [rows, columns, 1, 2]
     start = polygon
     edge = np.roll(polygon, -1, axis=0) - start
@@ -185,7 +203,8 @@ def _distance(polygon: np.ndarray, xs: np.ndarray, ys: np.ndarray) -> np.ndarray
     nearest = from_start - along.clip(0, 1)[..., None] * edge
     side = edge[:, 0] * from_start[..., 1] - edge[:, 1] * from_start[..., 0]
     inside = (side >= 0).all(-1) | (side <= 0).all(-1)
-    return np.where(inside, 0.0, np.sqrt((nearest * nearest).sum(-1).min(-1)))
+    distance: np.ndarray = np.sqrt((nearest * nearest).sum(-1).min(-1))
+    return np.where(inside, -distance, distance)
 
 
 def _edge_fade(crop: Crop, width: int, height: int) -> Tensor:
@@ -202,45 +221,35 @@ def _edge_fade(crop: Crop, width: int, height: int) -> Tensor:
     return fades[0][:, None] * fades[1]
 
 
-def _layers(original: Original, target: Tensor, frame: Tensor, share: Tensor, mask: Tensor) -> Tensor:
-    """What the result is made of, in pixels of the frame: [1, 7, h, h].
+def _layers(original: Original, target: Tensor, frame: Tensor, mask: Tensor) -> Tensor:
+    """What the result is made of, in pixels of the frame: colour to add (3), weight of the warp, flow x, y: [1, 6, h, h].
 
-    Added colour (3), weight of the warp, of the warp and the still picture together, and the flow x, y.
+    mask: of the head, [1, 1, h, h].
     """
     height, width = frame.shape[-2:]
     grid = warp.backward_grid(original.source, target, height, width)
-    flow = (grid - _pixels(height, width, grid)).movedim(-1, 1)  # [1, 2, h, w]
-    warped, still = warp.apply(original.small, grid), original.small
-    taken = _taken(frame, warped, still, share)
-    mixed = still + taken * (warped - still)
-    difference = frame - mixed
+    warped = warp.apply(original.small, grid)
+    frame = warped + _in_tones(frame - warped, original.tones)
+    face = face_mask(target[0], height) * mask
+    cast = _cast(frame - warped, face)
     inner = warp.inner_mouth_mask(target, height, width) * _mouth_moved(original.source, target)
-    detail = _detail(frame, mixed) * (1 - inner)
-    cast = _cast(difference, mask)
-    kept = 1 - mask * (1 - detail)
-    added = mask * detail * (_blur(difference, SLOW_PX) - cast) + (1 - kept) * (frame - cast)
-    return torch.cat([added, kept * taken, kept, mask * flow], dim=1)
+    kept = 1 - face * (1 - _detail(frame, warped) * (1 - inner))
+    added = face * kept * _slow(frame - warped - cast) + (1 - kept) * (frame - cast)
+    flow = (grid - _pixels(height, width, grid)).movedim(-1, 1)
+    return torch.cat([added, kept, mask * flow], dim=1)
 
 
-def _taken(frame: Tensor, warped: Tensor, still: Tensor, share: Tensor) -> Tensor:
-    """How much of each place comes from the warp, [1, 1, h, w]: the renderer's share, corrected by likeness."""
-    unlike_warped, unlike_still = (
-        (_blur((frame - each).square().mean(dim=1, keepdim=True), 2.0) + NOISE**2).square() for each in (warped, still)
-    )
-    warps = share * unlike_still
-    return warps / (warps + (1 - share) * unlike_warped)
-
-
-def _detail(frame: Tensor, mixed: Tensor) -> Tensor:
+def _detail(frame: Tensor, warped: Tensor) -> Tensor:
     """How far the picture's detail holds in the frame: [1, 1, h, w], 1 where the frame has no structure of its own.
 
     The part of the frame's fine structure that a multiple of the picture's doesn't explain, against STRUCTURE. A frame
     that is just softer than the picture is explained.
     """
-    fine = [(each - _blur(each, SLOW_PX)).mean(dim=1, keepdim=True) for each in (frame, mixed)]
-    energy, theirs = (_blur(each.square(), 2.0) for each in fine)
-    common = _blur(fine[0] * fine[1], 2.0).clamp(min=0)
-    own = (energy - common.square() / (theirs + 1e-3)).clamp(min=0)
+    fine = [(each - _slow(each)).mean(dim=1, keepdim=True) for each in (frame, warped)]
+    energy, theirs, common = _blur(torch.cat([fine[0] ** 2, fine[1] ** 2, fine[0] * fine[1]], dim=1), 2.0).split(
+        1, dim=1
+    )
+    own = (energy - common.clamp(min=0).square() / (theirs + 1e-3)).clamp(min=0)
     return 1 / (1 + (own / STRUCTURE**2).square())
 
 
@@ -257,16 +266,38 @@ def _cast(difference: Tensor, mask: Tensor) -> Tensor:
     A normalised Gaussian average; places whose difference is far from the border's median (hair that moved) count less.
     """
     band = 4 * mask * (1 - mask)
-    if float(band.sum()) <= 0:
-        return torch.zeros_like(difference)
-    cells = (CAST_CELLS, CAST_CELLS)
     within = band[0, 0] > 0.25
-    middle = difference[0, :, within].median(dim=1).values.view(1, 3, 1, 1) if within.any() else 0.0
+    if not within.any():
+        return torch.zeros_like(difference)
+    middle = difference[0, :, within].median(dim=1).values.view(1, 3, 1, 1)
     off = (difference - middle).square().mean(dim=1, keepdim=True)
-    weight = band / (1 + off / (2 * NOISE) ** 2)
-    carried, weights = (F.adaptive_avg_pool2d(each, cells) for each in (weight * difference, weight))
-    wide, total = (_blur(each, CAST_WIDTH) + 1e-3 * each.mean(dim=(2, 3), keepdim=True) for each in (carried, weights))
-    return F.interpolate(wide / total, difference.shape[-2:], mode="bilinear", align_corners=False)
+    weight = band / (1 + off / CAST_OFF**2)
+    cells = F.adaptive_avg_pool2d(torch.cat([weight * difference, weight], dim=1), (CAST_CELLS, CAST_CELLS))
+    wide = _blur(cells, CAST_WIDTH) + 1e-3 * cells.mean(dim=(2, 3), keepdim=True)
+    return F.interpolate(wide[:, :3] / wide[:, 3:], difference.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def _tones(small: Tensor) -> Tensor:
+    """What a colour difference may be in this picture, [3, 3]: the identity, or the projection on its one line of colours.
+
+    Photographs in black and white or sepia have one; a network that knows colours would redden their lips.
+    """
+    colours = small[0].flatten(1).double()  # [3, N]
+    spread, axes = torch.linalg.eigh(torch.cov(colours))
+    beside = float(spread[1].clamp(min=0).sqrt())
+    coloured = min(max((beside - TONES[0]) / (TONES[1] - TONES[0]), 0.0), 1.0)
+    line = torch.outer(axes[:, 2], axes[:, 2])
+    return (line + coloured * (torch.eye(3, dtype=line.dtype, device=line.device) - line)).float()
+
+
+def _in_tones(difference: Tensor, tones: Tensor) -> Tensor:
+    return torch.tensordot(tones, difference, dims=([1], [1])).movedim(0, 1)
+
+
+def _slow(x: Tensor) -> Tensor:
+    """What is left below SLOW_PX: Gaussian, at a quarter of the size."""
+    small = F.interpolate(_blur(F.avg_pool2d(x, 4, ceil_mode=True), SLOW_PX / 4), scale_factor=4, mode="bilinear")
+    return small[..., : x.shape[-2], : x.shape[-1]]
 
 
 def _blur(x: Tensor, sigma_px: float) -> Tensor:
@@ -332,12 +363,11 @@ def _compose(square: Tensor, layers: Tensor, crop: Crop, box: Box) -> np.ndarray
     up, across = _cubic(y0, y1, rows, crop).to(layers), _cubic(x0, x1, columns, crop).to(layers)
     layers = (up @ layers) @ across.mT
     layers = F.interpolate(layers, (height, width), mode="bilinear", align_corners=True)
-    added, warps, kept, flow = layers.split([3, 1, 1, 2], dim=1)
+    added, kept, flow = layers.split([3, 1, 2], dim=1)
     ys = torch.arange(y0, y1, dtype=torch.float32, device=square.device)[:, None]
     xs = torch.arange(x0, x1, dtype=torch.float32, device=square.device)
     to_unit = 2 / max(crop.side - 1, 1)
     grid = torch.stack([(flow[:, 0] * zoom + xs) * to_unit - 1, (flow[:, 1] * zoom + ys) * to_unit - 1], dim=-1)
     warped = F.grid_sample(square, grid, mode="bicubic", padding_mode="border", align_corners=True)
-    still = square[..., y0:y1, x0:x1]
-    result = (warped - still).mul_(warps).add_(added).addcmul_(kept, still)
-    return result.round_().clamp_(0, 255)[0].to(torch.uint8).movedim(0, -1).cpu().numpy()
+    result = warped.mul_(kept).add_(added).round_().clamp_(0, 255)
+    return result[0].to(torch.uint8).movedim(0, -1).cpu().numpy()
