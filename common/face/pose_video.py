@@ -65,8 +65,8 @@ class PoseTrack:
         # Whole numbers up to the one division: frame 10^6 is as exact as frame 1, whatever the rates.
         middle_s = (2 * np.arange(n_frames) + 1) * rate.denominator / (2 * rate.numerator)
         times_s = self.time_s.double().numpy()
-        first_s = float(times_s[0])
-        asked_s = first_s + played(middle_s - first_s, float(times_s[-1]) - first_s, end)
+        # The last frame is shown for as long after its middle as the first one before.
+        asked_s = played(middle_s, float(times_s[-1] + times_s[0]), end)
 
         def line(values: Tensor) -> Tensor:
             return torch.from_numpy(np.interp(asked_s, times_s, values.double().numpy())).to(values)

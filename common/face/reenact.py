@@ -14,7 +14,7 @@ from torch import Tensor
 
 from common.face.framing import ReferencePicture
 from common.face.lids import CLOSED, aperture, open_lids
-from common.face.model import EYES, LIP_STREAM, FaceModel, eye_distance, mouth_opening
+from common.face.model import EYES, LIP_STREAM, FaceModel, eye_distance
 from common.face.mouth import closed, keep_lips_apart, lip_gap, opening_direction
 from common.face.pos import Pose
 from common.face.rotations import angle_rad
@@ -102,9 +102,9 @@ def neutral(driver: Tensor, model: FaceModel) -> Tensor:
     The median of the frames with the mouth most nearly closed, which none of them can spoil; closed by the face model
     where the driver never does. All points are M̄ + LM3D.
     """
-    opening = mouth_opening(driver)
+    gap = (driver[:, 62, 1] - driver[:, 66, 1]).abs() / eye_distance(driver)  # depth would only add its noise
     n = min(len(driver), max(FEWEST_CLOSED, round(CLOSED_SHARE * len(driver))))
-    at = opening.topk(n, largest=False).indices
+    at = gap.topk(n, largest=False).indices
     return closed(driver[at].median(dim=0).values, opening_direction(model))
 
 

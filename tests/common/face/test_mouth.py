@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from common.face.model import LIP_STREAM, REST, FaceModel, eye_distance, mouth_opening
-from common.face.mouth import CLOSED_OPENING, closed, keep_lips_apart, lip_gap, set_lip_gap
+from common.face.mouth import CLOSED_OPENING, closed, keep_lips_apart, lip_gap, opening_direction, set_lip_gap
 
 
 @pytest.fixture(scope="module")
@@ -53,3 +53,13 @@ def test_lips_never_cross_and_free_ones_are_left_alone(face: Tensor) -> None:
     assert (lip_gap(kept) >= -1e-7).all()
     torch.testing.assert_close(kept[2], frames[2])
     assert torch.equal(kept[..., [48, 54, 57, 60, 64], :], frames[..., [48, 54, 57, 60, 64], :])
+
+
+def test_the_models_way_to_open_a_mouth_opens_it_by_one_and_closes_it_again(face: Tensor) -> None:
+    model = FaceModel.builtin()
+    way = opening_direction(model)
+    opened = face.clone()
+    opened[LIP_STREAM, :] += 0.3 * way
+    assert float(opened[62, 1] - opened[66, 1]) == pytest.approx(0.3 + float(face[62, 1] - face[66, 1]), abs=1e-5)
+    assert way[LIP_STREAM.index(8), 1] < -0.1  # the chin goes down
+    assert (closed(opened, way) - face).norm(dim=-1).max() < 0.03 * eye_distance(face)
