@@ -41,7 +41,7 @@ def run(
             raise
         fail("The device's memory is full: ask for less at a time (a smaller batch), or try the CPU.")
     except KeyboardInterrupt as interrupt:
-        print(interrupt or stopped, file=sys.stderr)
+        print(str(interrupt) or stopped, file=sys.stderr)
         sys.exit(130)
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from common.face.framing import Crop, ReferencePicture
 from common.media import read_picture
 from m2v.dub import Dub
+from m2v.paste import Paster
 from m2v.rendered import Rendered
 from m2v.source import Dubbed, Several, Source, Still
 
@@ -81,15 +82,15 @@ class Scene:
         if framing != "full":
             yield from (rendered.as_picture() for rendered in layers)
             return
-        from m2v.paste import Paster
-
         width, height = self.size(framing)
-        paster = Paster(*self.whole_size)
         begin = self.begin.expand(self.n_frames, -1, -1)
+        paster: Paster | None = None
         for picture, crop, before, after, rendered in zip(
             self.whole(), self.crops, begin, self.landmarks[..., :2], layers, strict=True
         ):
-            yield paster.paste(picture, crop, before, after, rendered)[:height, :width]
+            if paster is None or paster.crop != crop:
+                paster = Paster(crop, *self.whole_size)
+            yield paster.paste(picture, before, after, rendered)[:height, :width]
 
 
 def in_crops(crops: Sequence[Crop], landmarks: Tensor) -> Tensor:
