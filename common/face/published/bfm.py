@@ -13,6 +13,7 @@ import numpy as np
 
 from common.face.model import FaceModel
 from common.face.published.assemble import Parts, Source, assemble, at_vertices
+from common.face.published.matlab import read_mat
 
 FILE_NAME = "BFM_model_front.mat"
 SOURCE = Source(
@@ -21,26 +22,18 @@ SOURCE = Source(
     "make it from the Basel Face Model 2009 (faces.dmi.unibas.ch: register; research only) with util/load_mats.py of "
     "github.com/sicxu/Deep3DFaceRecon_pytorch",
 )
-_KEYS = ["meanshape", "idBase", "exBase", "tri", "keypoints"]
+_KEYS = ("meanshape", "idBase", "exBase", "tri", "keypoints")
 _METRES_PER_UNIT = 0.1
 
 
 def read(path: Path) -> FaceModel:
     """Read the file; ValueError or KeyError where it is not as described, InputError where it is missing."""
-    from scipy.io import loadmat  # imported here: it takes a while
-
     if not path.is_file():
         raise SOURCE.missing(path)
-    try:
-        content = loadmat(path, variable_names=_KEYS)
-    except NotImplementedError as error:
-        raise ValueError("a MATLAB 7.3 file, which must be saved as version 7 or lower") from error
-    except Exception as error:  # a damaged file fails in any way it likes
-        raise ValueError(f"a damaged file, or none of MATLAB's: {type(error).__name__}") from error
-    arrays = {key: np.asarray(content[key]) for key in _KEYS}
-    for key, values in arrays.items():
-        if values.dtype.kind not in "iuf":
-            raise ValueError(f"{key} are not numbers")
+    arrays = read_mat(path.read_bytes(), _KEYS)
+    for key in _KEYS:
+        if key not in arrays:
+            raise KeyError(key)
     mean = arrays["meanshape"].reshape(-1)
     if mean.size % 3:
         raise ValueError(f"meanshape has {mean.size} numbers, not three for every vertex")
