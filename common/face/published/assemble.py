@@ -70,7 +70,7 @@ def assemble(name: str, parts: Parts) -> FaceModel:
     if not (np.abs(sums - 1) < 0.05).all():
         raise ValueError("the weights of its landmarks don't add up to 1")
     mean, identity, expression = (
-        torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)) * scale for values in shapes.values()
+        torch.from_numpy(np.array(values, dtype=np.float32, order="C")).mul_(scale) for values in shapes.values()
     )
     model = FaceModel(
         mean,
@@ -99,7 +99,7 @@ def whole_numbers(values: np.ndarray, what: str) -> torch.Tensor:
         raise ValueError(f"its {what} are not whole numbers")
     if values.size and not -(2**31) < values.min() <= values.max() < 2**31:
         raise ValueError(f"its {what} are no numbers of vertices")
-    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.int64))
+    return torch.from_numpy(np.array(values, dtype=np.int64, order="C"))
 
 
 def at_vertices(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
