@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import av
 import numpy as np
 import pytest
 import soundfile
+import torch
 from PIL import Image
 
 import generate
@@ -18,7 +20,8 @@ from common.errors import InputError
 from common.face import detect
 from common.face.framing import ReferencePicture
 from common.face.model import FaceModel
-from common.media import VideoReader, read_audio, read_picture, write_picture
+from common.face.track import track
+from common.media import VideoReader, VideoWriter, read_audio, read_picture, write_picture
 from common.motion import Motion
 from m2v.preview import WarpRenderer
 from m2v.source import Still
@@ -170,6 +173,15 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
         ([*good, "a2m.weights=/nowhere/at/all"], "nowhere"),
         (["--image", PORTRAIT], "--audio"),
         (["--audio", short], "--image"),
+        ([*good, "--video", PORTRAIT], "--video"),
+        (["--audio", short, "--video", tmp_path / "missing.mp4"], "missing.mp4"),
+        (["--audio", short, "--video", PORTRAIT, "--pose", "still"], "--pose"),
+        ([*good, "--pose", text], "notes.wav"),
+        ([*good, "--pose", tmp_path / "missing.mp4"], "missing.mp4"),
+        ([*good, "--pose-end", "hold"], "--pose-end"),
+        ([*good, "--framing", "wide"], "wide"),
+        ([*good, "framing=wide"], "wide"),
+        ([*good, "--detector", "magic"], "magic"),
     ]
     before = sorted(path.name for path in tmp_path.iterdir())
     for flags, word in cases:
@@ -263,6 +275,65 @@ def test_of_several_pictures_the_one_with_the_mouth_closed_is_used(
     path = tmp_path / "m.npz"
     assert run("--audio", short, "--image", tmp_path / "open.png", PORTRAIT, "--motion-only", path) == 0
     assert "portrait.jpg comes first" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def walk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A video of 0.5 s at 23.976 frames/s, with sides that H.264 bears: the portrait moves to the right."""
+    picture = Image.open(PORTRAIT).convert("RGB").crop((0, 0, 400, 360))
+    path = tmp_path_factory.mktemp("walk") / "walk.mp4"
+    with VideoWriter(path, 320, 360, fps=Fraction(24000, 1001)) as writer:
+        for k in range(12):
+            writer.write(np.asarray(picture.crop((60 - 3 * k, 0, 380 - 3 * k, 360))))
+    return path
+
+
+@pytest.mark.parametrize("renderer", ["mcvdm", "warp"])
+def test_the_whole_picture_is_given_back_in_its_own_size(short: Path, tmp_path: Path, renderer: str) -> None:
+    odd = tmp_path / "odd.png"
+    Image.open(PORTRAIT).resize((501, 745)).save(odd)
+    out = tmp_path / "o.mp4"
+    flags = ["--audio", short, "--image", odd, "--framing", "full", "--renderer", renderer, "crf=0", "--out", out]
+    assert run(*flags) == 0
+    shown = frames(out).astype(int)
+    assert shown.shape[1:3] == (744, 500)  # H.264 has no odd sides
+    assert np.abs(shown - shown[:1])[:, 500:].max() <= 2  # the hands don't move
+    assert np.abs(shown - shown[:1])[:, 150:350].max() > 30  # the face does
+    assert np.abs(shown[0] - read_picture(odd)[:744, :500]).mean() < 3
+
+
+def test_a_video_is_dubbed_and_keeps_its_rate_and_its_head(walk: Path, short: Path, tmp_path: Path) -> None:
+    out, motion_path = tmp_path / "o.mp4", tmp_path / "m.npz"
+    assert run("--audio", short, "--video", walk, "--renderer", "warp", "--out", out) == 0
+    with VideoReader(out) as video:
+        assert (video.fps, video.width, video.height) == (Fraction(24000, 1001), 320, 360)
+    shown, given = frames(out).astype(int), frames(walk).astype(int)
+    assert abs(len(shown) / (24000 / 1001) - 1.3) < 0.05
+    there_and_back = [*range(12), *range(10, -1, -1), *range(1, 12)]
+    for k in (0, 5, 11, 13, 22, 30):
+        assert np.abs(shown[k] - given[there_and_back[k]])[:60].mean() < 4  # what lies above the face
+    assert run("--audio", short, "--video", walk, "--pose-end", "hold", "--motion-only", motion_path) == 0
+    pose = Motion.load(motion_path).pose
+    assert (pose.translation[11:] == pose.translation[11]).all()
+    assert pose.translation[11, 0] - pose.translation[0, 0] > 25
+
+
+def test_the_head_of_a_driving_video_is_followed(walk: Path, short: Path, tmp_path: Path) -> None:
+    paths = {name: tmp_path / f"{name}.npz" for name in ("video", "natural")}
+    assert run("--audio", short, "--image", PORTRAIT, "--pose", walk, "--motion-only", paths["video"]) == 0
+    assert run("--audio", short, "--image", PORTRAIT, "--motion-only", paths["natural"]) == 0
+    followed, natural = (Motion.load(path) for path in paths.values())
+    assert torch.equal(followed.landmarks, natural.landmarks)  # mouth and lids don't change
+    across = followed.pose.translation[:, 0]
+    assert across.max() - across.min() > 20 and int(across.argmax()) in range(10, 14)
+
+
+def test_a_tracked_motion_moves_another_picture(walk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    track(walk).save(tmp_path / "m.npz")
+    flags = ["--motion", tmp_path / "m.npz", "--image", PORTRAIT, "--renderer", "warp", "--out", tmp_path / "o.mp4"]
+    assert run(*flags) == 0
+    assert "another person's" in capsys.readouterr().err
+    assert len(frames(tmp_path / "o.mp4")) == 12
 
 
 def test_a_motion_of_another_length_than_its_sound_is_rendered_with_a_note(
