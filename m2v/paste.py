@@ -35,7 +35,11 @@ SLOW_PX = 6.0  # of the frame: differences slower than this are light and shade,
 STRUCTURE = 8.0  # levels of structure that the picture does not have, where half of its detail is let go
 CAST_CELLS, CAST_WIDTH = 32, 5.0  # colour casts are known on a coarse grid, over a Gaussian of that many cells
 CAST_OFF = 4.0  # levels from the median, beyond which a difference is not the light's
+STRIP = 128  # rows of the picture made at once
 TONES = (2.0, 6.0)  # levels beside one line of colours: below, a picture is monochrome; above, coloured
+
+
+Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels of the square at its own size
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,19 @@ class Original:
     small: Tensor
     tones: Tensor
     source: Tensor
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Of one frame, in its pixels. flow: [1, 2, h, h] x and y, where to look in the picture, from each place.
+
+    colours: [1, 4, h, h], what to add to the warped picture (3) and what to keep of that before; face: the box beyond
+    which nothing is added and all kept, None: nowhere.
+    """
+
+    flow: Tensor
+    colours: Tensor
+    face: Box | None
 
 
 class Paster:
@@ -76,17 +93,17 @@ class Paster:
         source, target: [68, 2] in pixels of the crop, of the picture's face and of the frame's. Raises ValueError where
         sizes do not fit.
         """
+        self._check(picture, source, target, rendered)
         original = self._original(picture, source)
-        self._check(target, rendered)
         target = target[None].to(original.source)
         mask = self._mask(original.source, target)
         result = picture.copy()
         box = _box(mask[0, 0] > 0, self.crop)
         if box is not None:
-            layers = _layers(original, target, rendered.frame[None].to(original.small), mask)
+            layers = _layers(original, target, rendered.frame[None].to(original.small), mask, self.crop)
             x0, y0, x1, y1 = box
-            patch = _compose(original.square, layers, self.crop, box)
-            result[self.crop.y0 + y0 : self.crop.y0 + y1, self.crop.x0 + x0 : self.crop.x0 + x1] = patch
+            part = result[self.crop.y0 + y0 : self.crop.y0 + y1, self.crop.x0 + x0 : self.crop.x0 + x1]
+            _compose(original.square, layers, self.crop, box, part)
         return result
 
     def mask(self, source: Tensor, target: Tensor) -> np.ndarray:
@@ -96,7 +113,7 @@ class Paster:
         box = _box(mask[0, 0] > 0, self.crop)
         if box is not None:
             x0, y0, x1, y1 = box
-            rows, columns = (_cubic(low, high, high - low, self.crop).to(mask) for low, high in ((y0, y1), (x0, x1)))
+            rows, columns = (_cubic(torch.arange(*ends), self.crop).to(mask) for ends in ((y0, y1), (x0, x1)))
             part = (rows.abs() > 0).to(mask) @ mask[0, 0] @ (columns.abs() > 0).to(mask).mT
             part = torch.where(part > 0, (rows @ mask[0, 0] @ columns.mT).clamp(1e-6, 1), part)
             whole[self.crop.y0 + y0 : self.crop.y0 + y1, self.crop.x0 + x0 : self.crop.x0 + x1] = part.cpu().numpy()
@@ -107,12 +124,6 @@ class Paster:
         return (head_mask(source[0], target[0], self.crop.size_px) * self.edge)[None, None]
 
     def _original(self, picture: np.ndarray, source: Tensor) -> Original:
-        if picture.shape != (self.height, self.width, 3) or picture.dtype != np.uint8:
-            raise ValueError(
-                f"a picture is uint8 [{self.height}, {self.width}, 3] here, got {picture.dtype} {list(picture.shape)}"
-            )
-        if source.shape != (68, 2):
-            raise ValueError(f"a face has landmarks [68, 2] in pixels of the crop, got {list(source.shape)}")
         source = source[None].to(self.device, torch.float32)
         last = self.original
         if last is None or last.picture is not picture:
@@ -132,10 +143,17 @@ class Paster:
         pixels = torch.from_numpy(picture.copy()).to(self.device)
         return pixels.movedim(-1, 0)[None].to(torch.float32, memory_format=torch.contiguous_format)
 
-    def _check(self, target: Tensor, rendered: Rendered) -> None:
+    def _check(self, picture: np.ndarray, source: Tensor, target: Tensor, rendered: Rendered) -> None:
+        if picture.shape != (self.height, self.width, 3) or picture.dtype != np.uint8:
+            raise ValueError(
+                f"a picture is uint8 [{self.height}, {self.width}, 3] here, got {picture.dtype} {list(picture.shape)}"
+            )
+        for points in (source, target):
+            if points.shape != (68, 2):
+                raise ValueError(f"a face has landmarks [68, 2] in pixels of the crop, got {list(points.shape)}")
+            if not points.isfinite().all():
+                raise ValueError("landmarks hold numbers that are not finite: leave such frames out")
         h = self.crop.size_px
-        if target.shape != (68, 2):
-            raise ValueError(f"a frame has landmarks [68, 2] in pixels of the crop, got {list(target.shape)}")
         if rendered.frame.shape != (3, h, h):
             raise ValueError(f"a frame of this crop is [3, {h}, {h}], got {list(rendered.frame.shape)}")
 
@@ -178,33 +196,16 @@ def _head_outline(points: np.ndarray) -> np.ndarray:
 
 def _feathered(points: np.ndarray, grow: float, feather: float, size_px: int) -> Tensor:
     """1 in the points' convex hull grown by `grow` pixels, 0 from `feather` pixels away: float32 [h, h]."""
+    try:
+        sides = ConvexHull(points).equations.astype(np.float32)  # [K, 3]: outward normals, and offsets
+    except QhullError as error:
+        raise ValueError("landmarks that lie in one line are no face: detect them again") from error
     n = max(size_px // 4, 2)  # the distance is smooth
-    at = np.linspace(0, size_px - 1, n)
-    away = torch.from_numpy(_distance(_hull(points), at, at)).float()
+    at = np.linspace(0, size_px - 1, n, dtype=np.float32)
+    by_column, by_row = sides[:, :1] * at, sides[:, 1:2] * at + sides[:, 2:]
+    away = torch.from_numpy((by_row[:, :, None] + by_column[:, None]).max(axis=0))  # of the farthest side, [n, n]
     away = F.interpolate(away[None, None], (size_px, size_px), mode="bilinear", align_corners=True)[0, 0]
     return _smooth_step(1 - (away - grow) / max(feather, 1.0))
-
-
-def _hull(points: np.ndarray) -> np.ndarray:
-    """Corners [K, 2] of the convex hull, in order; of points in a line, the points."""
-    try:
-        return points[ConvexHull(points).vertices]
-    except QhullError:
-        return points
-
-
-def _distance(polygon: np.ndarray, xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
-    """From grid points to a convex polygon's outline [K, 2], negative inside: [rows, columns]."""
-    at = np.stack(np.meshgrid(xs, ys), axis=-1)[:, :, None]  # [rows, columns, 1, 2]
-    start = polygon
-    edge = np.roll(polygon, -1, axis=0) - start
-    from_start = at - start
-    along = (from_start * edge).sum(-1) / np.maximum((edge * edge).sum(-1), 1e-9)
-    nearest = from_start - along.clip(0, 1)[..., None] * edge
-    side = edge[:, 0] * from_start[..., 1] - edge[:, 1] * from_start[..., 0]
-    inside = (side >= 0).all(-1) | (side <= 0).all(-1)
-    distance: np.ndarray = np.sqrt((nearest * nearest).sum(-1).min(-1))
-    return np.where(inside, -distance, distance)
 
 
 def _edge_fade(crop: Crop, width: int, height: int) -> Tensor:
@@ -221,11 +222,8 @@ def _edge_fade(crop: Crop, width: int, height: int) -> Tensor:
     return fades[0][:, None] * fades[1]
 
 
-def _layers(original: Original, target: Tensor, frame: Tensor, mask: Tensor) -> Tensor:
-    """What the result is made of, in pixels of the frame: colour to add (3), weight of the warp, flow x, y: [1, 6, h, h].
-
-    mask: of the head, [1, 1, h, h].
-    """
+def _layers(original: Original, target: Tensor, frame: Tensor, mask: Tensor, crop: Crop) -> Layers:
+    """mask: of the head, [1, 1, h, h]."""
     height, width = frame.shape[-2:]
     grid = warp.backward_grid(original.source, target, height, width)
     warped = warp.apply(original.small, grid)
@@ -236,7 +234,7 @@ def _layers(original: Original, target: Tensor, frame: Tensor, mask: Tensor) -> 
     kept = 1 - face * (1 - _detail(frame, warped) * (1 - inner))
     added = face * kept * _slow(frame - warped - cast) + (1 - kept) * (frame - cast)
     flow = (grid - _pixels(height, width, grid)).movedim(-1, 1)
-    return torch.cat([added, kept, mask * flow], dim=1)
+    return Layers(mask * flow, torch.cat([added, kept], dim=1), _box(face[0, 0] > 0, crop))
 
 
 def _detail(frame: Tensor, warped: Tensor) -> Tensor:
@@ -245,7 +243,8 @@ def _detail(frame: Tensor, warped: Tensor) -> Tensor:
     The part of the frame's fine structure that a multiple of the picture's doesn't explain, against STRUCTURE. A frame
     that is just softer than the picture is explained.
     """
-    fine = [(each - _slow(each)).mean(dim=1, keepdim=True) for each in (frame, warped)]
+    grey = [each.mean(dim=1, keepdim=True) for each in (frame, warped)]
+    fine = [each - _slow(each) for each in grey]
     energy, theirs, common = _blur(torch.cat([fine[0] ** 2, fine[1] ** 2, fine[0] * fine[1]], dim=1), 2.0).split(
         1, dim=1
     )
@@ -278,7 +277,7 @@ def _cast(difference: Tensor, mask: Tensor) -> Tensor:
 
 
 def _tones(small: Tensor) -> Tensor:
-    """What a colour difference may be in this picture, [3, 3]: the identity, or the projection on its one line of colours.
+    """What a difference may be in this picture, [3, 3]: the identity, or the projection on its one line of colours.
 
     Photographs in black and white or sepia have one; a network that knows colours would redden their lips.
     """
@@ -322,8 +321,6 @@ def _pixels(height: int, width: int, like: Tensor) -> Tensor:
 
 # ---- in the picture's pixels ----------------------------------------------------------------------------------------
 
-Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels of the square at its own size
-
 
 def _box(where: Tensor, crop: Crop) -> Box | None:
     """The part of the square that the frame's pixels `where` [h, h] reach, two pixels around each included."""
@@ -339,11 +336,10 @@ def _box(where: Tensor, crop: Crop) -> Box | None:
     return x0, y0, x1, y1
 
 
-def _cubic(low: int, high: int, n: int, crop: Crop) -> Tensor:
-    """Weights [n, h] that interpolate the frame's pixels at n places from pixel low to high - 1 of the square (Keys)."""
-    at = torch.linspace(low, high - 1, n, dtype=torch.float64)
-    at = ((at + 0.5) * (crop.size_px / crop.side) - 0.5)[:, None]
-    knots = torch.arange(-2, crop.size_px + 2, dtype=torch.float64)
+def _cubic(at: Tensor, crop: Crop) -> Tensor:
+    """Weights [n, h] that interpolate the frame's pixels at places [n] of the square, in its pixels (Keys' cubic)."""
+    at = ((at.double() + 0.5) * (crop.size_px / crop.side) - 0.5)[:, None]
+    knots = torch.arange(-2, crop.size_px + 2, dtype=at.dtype, device=at.device)
     d = (at - knots).abs()
     near, far = (1.5 * d - 2.5) * d * d + 1, ((-0.5 * d + 2.5) * d - 4) * d + 2
     weights = torch.where(d < 1, near, torch.where(d < 2, far, torch.zeros_like(d)))
@@ -353,21 +349,55 @@ def _cubic(low: int, high: int, n: int, crop: Crop) -> Tensor:
     return inner.float()
 
 
-def _compose(square: Tensor, layers: Tensor, crop: Crop, box: Box) -> np.ndarray:
-    """The box of the square, made of the layers: uint8 [rows, columns, 3]."""
+def _compose(square: Tensor, layers: Layers, crop: Crop, box: Box, out: np.ndarray) -> None:
+    """The box of the square, made of the layers, into `out`, uint8 [rows, columns, 3].
+
+    Strip by strip, which stays in the processor's cache and takes half as long.
+    """
     x0, y0, x1, y1 = box
-    height, width = y1 - y0, x1 - x0
-    zoom = crop.side / crop.size_px
-    # Cubic to at most twice the frame's pixels, bilinear from there: as smooth as cubic to the eye, at half its cost.
-    rows, columns = (min(n, max(round(2 * n / zoom), 2)) for n in (height, width))
-    up, across = _cubic(y0, y1, rows, crop).to(layers), _cubic(x0, x1, columns, crop).to(layers)
-    layers = (up @ layers) @ across.mT
-    layers = F.interpolate(layers, (height, width), mode="bilinear", align_corners=True)
-    added, kept, flow = layers.split([3, 1, 2], dim=1)
-    ys = torch.arange(y0, y1, dtype=torch.float32, device=square.device)[:, None]
-    xs = torch.arange(x0, x1, dtype=torch.float32, device=square.device)
+    flow = _Enlarged(layers.flow * (crop.side / crop.size_px), crop, box)
+    inner = None if layers.face is None else (layers.face, _Enlarged(layers.colours, crop, layers.face))
     to_unit = 2 / max(crop.side - 1, 1)
-    grid = torch.stack([(flow[:, 0] * zoom + xs) * to_unit - 1, (flow[:, 1] * zoom + ys) * to_unit - 1], dim=-1)
-    warped = F.grid_sample(square, grid, mode="bicubic", padding_mode="border", align_corners=True)
-    result = warped.mul_(kept).add_(added).round_().clamp_(0, 255)
-    return result[0].to(torch.uint8).movedim(0, -1).cpu().numpy()
+    xs, ys = (torch.arange(*ends, dtype=torch.float32, device=square.device) for ends in ((x0, x1), (y0, y1)))
+    result = torch.from_numpy(out)
+    for first in range(y0, y1, STRIP):
+        last = min(first + STRIP, y1)
+        part = flow.rows(first, last)  # [1, 2, rows, columns]
+        grid = part.new_empty(1, last - first, x1 - x0, 2)
+        torch.add(part[0, 0], xs, out=grid[0, ..., 0])
+        torch.add(part[0, 1], ys[first - y0 : last - y0, None], out=grid[0, ..., 1])
+        grid = grid.mul_(to_unit).sub_(1)
+        made = F.grid_sample(square, grid, mode="bicubic", padding_mode="border", align_corners=True)
+        if inner is not None:
+            (fx0, fy0, fx1, fy1), colours = inner
+            top, bottom = max(first, fy0), min(last, fy1)
+            if top < bottom:
+                added = colours.rows(top, bottom)
+                made[..., top - first : bottom - first, fx0 - x0 : fx1 - x0].mul_(added[:, 3:]).add_(added[:, :3])
+        result[first - y0 : last - y0] = made.round_().clamp_(0, 255)[0].movedim(0, -1)
+
+
+class _Enlarged:
+    """Layers [1, C, h, h] in pixels of the frame, scaled up to rows of a box of the square.
+
+    Cubic; along rows only to twice the frame's pixels, and linear from there: as smooth to the eye, and cheaper.
+    """
+
+    def __init__(self, layers: Tensor, crop: Crop, box: Box) -> None:
+        x0, self.y0, x1, y1 = box
+        self.width = x1 - x0
+        n = min(self.width, max(round(2 * self.width * crop.size_px / crop.side), 2))
+        across = _cubic(torch.linspace(x0, x1 - 1, n, device=layers.device), crop)
+        self.knots = layers @ across.mT  # [1, C, h, n]
+        self.up = _cubic(torch.arange(self.y0, y1, device=layers.device), crop)
+
+    def rows(self, first: int, last: int) -> Tensor:
+        """Rows first to last - 1 of the square: [1, C, rows, columns]."""
+        up = self.up[first - self.y0 : last - self.y0]
+        reached = torch.nonzero((up != 0).any(dim=0)).flatten()
+        low, high = int(reached[0]), int(reached[-1]) + 1
+        rows = up[:, low:high] @ self.knots[:, :, low:high]  # [1, C, rows, n]
+        if rows.shape[-1] == self.width:
+            return rows
+        wide = F.interpolate(rows.flatten(1, 2), self.width, mode="linear", align_corners=True)
+        return wide.unflatten(1, rows.shape[1:3])
