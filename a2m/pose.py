@@ -20,7 +20,8 @@ from torch import Generator, Tensor, nn
 
 from a2m.data import Clip, raw_aperture, smooth
 from common import weights
-from common.face.model import LID_PAIRS, FaceModel
+from common.face.lids import open_lids
+from common.face.model import FaceModel
 from common.face.pos import Pose
 from common.face.rotations import euler_rad, from_euler_rad
 
@@ -111,16 +112,8 @@ def apply_pose(reference: Pose, deviation: Tensor) -> Pose:
 
 
 def apply_lids(points: Tensor, aperture: Tensor) -> Tensor:
-    """Lids [T, 68, 3] opened to `aperture` [T] times what they are; 1 changes nothing, 0 closes them.
-
-    The upper lid does most of the way, as lids do.
-    """
-    moved = points.clone()
-    for upper, lower in LID_PAIRS:
-        gap = (points[:, upper] - points[:, lower]) * (1 - aperture[:, None])  # [T, 3]
-        moved[:, upper] -= 0.85 * gap
-        moved[:, lower] += 0.15 * gap
-    return moved
+    """Lids [T, 68, 3] opened to `aperture` [T] times what they are; 1 changes nothing, 0 closes them."""
+    return open_lids(points, aperture[:, None].expand(-1, 2))
 
 
 # ---- fitting --------------------------------------------------------------------------------------------------------
