@@ -23,7 +23,7 @@ from torch import Tensor
 
 from common.errors import InputError
 from common.face.model import BUILTIN, CONVENTION, N_POINTS, RIGID, FaceModel
-from common.face.pos import DEPTH_WEIGHT, Pose, align, check_points, flip_image
+from common.face.pos import DEPTH_WEIGHT, Pose, align, flip_image, untellable
 from common.files import atomic_path, check_output
 
 log = logging.getLogger(__name__)
@@ -63,14 +63,16 @@ def fit(model: FaceModel, points: Tensor, height: int, n_rounds: int = 3, smooth
     model, given = model.at_landmarks().to(points.device), points.float()
     tracked = smoothed(given, smoothing_frames)
     identity = _fit_identity(model, tracked, height, n_rounds)
-    expressions, poses, residuals = [], [], []
-    for part, given_part in zip(tracked.split(_CHUNK_FRAMES), given.split(_CHUNK_FRAMES), strict=True):
-        expression, pose = _fit_frames(model, identity, flip_image(part, height), n_rounds - 1)
-        error = pose.project(model.shape(identity, expression)) - flip_image(_with_depth(given_part), height)
-        residuals.append(error[..., :2].square().sum(dim=-1).mean(dim=-1).sqrt())
-        expressions.append(expression)
-        poses.append(pose)
-    return Fit(identity, torch.cat(expressions), _joined(poses), torch.cat(residuals))
+    n_frames = len(given)
+    expression, residual_px = given.new_empty(n_frames, len(model.expression_std)), given.new_empty(n_frames)
+    pose = _empty_pose(given)
+    for start in range(0, n_frames, _CHUNK_FRAMES):
+        part = slice(start, start + _CHUNK_FRAMES)
+        expression[part], found = _fit_frames(model, identity, flip_image(tracked[part], height), n_rounds - 1)
+        error = found.project(model.shape(identity, expression[part])) - flip_image(_with_depth(given[part]), height)
+        residual_px[part] = error[..., :2].square().sum(dim=-1).mean(dim=-1).sqrt()
+        _put(pose, part, found)
+    return Fit(identity, expression, pose, residual_px)
 
 
 def frontalise(points: Tensor, height: int, model: FaceModel) -> tuple[Tensor, Pose]:
@@ -85,13 +87,14 @@ def frontalise(points: Tensor, height: int, model: FaceModel) -> tuple[Tensor, P
         raise ValueError(f"frontalising needs depth: points must be [T, 68, 3], got {list(points.shape)}")
     model, points = model.at_landmarks().to(points.device), points.float()
     skull = model.shape(_fit_identity(model, points, height, n_rounds=2))
-    parts, poses = [], []
-    for part in points.split(_CHUNK_FRAMES):
-        seen = flip_image(part, height)
-        pose = _skull_pose(skull, seen)
-        parts.append(pose.unproject(_without_depth_offset(skull, seen, pose)) - model.mean)
-        poses.append(pose)
-    return torch.cat(parts), _joined(poses)
+    lm3d, pose = torch.empty_like(points), _empty_pose(points)
+    for start in range(0, len(points), _CHUNK_FRAMES):
+        part = slice(start, start + _CHUNK_FRAMES)
+        seen = flip_image(points[part], height)
+        found = _skull_pose(skull, seen)
+        lm3d[part] = found.unproject(_without_depth_offset(skull, seen, found)) - model.mean
+        _put(pose, part, found)
+    return lm3d, pose
 
 
 def check_landmarks(points: Tensor) -> None:
@@ -102,13 +105,15 @@ def check_landmarks(points: Tensor) -> None:
     """
     if points.ndim != 3 or points.shape[1] != N_POINTS or points.shape[2] not in (2, 3) or len(points) == 0:
         raise ValueError(f"landmarks must be [T, 68, 2] or [T, 68, 3], T at least 1, got shape {list(points.shape)}")
-    is_finite = points.isfinite().flatten(1).all(dim=1)
-    if not is_finite.all():
-        raise ValueError(
-            f"landmarks of frame {int((~is_finite).int().argmax())} are not all finite numbers: leave out frames "
-            "without a face"
-        )
-    check_points(points[:, RIGID, :2], what="landmarks of the skull (nose, eye corners, ears)", item="frame")
+    for start in range(0, len(points), _CHUNK_FRAMES):
+        part = points[start : start + _CHUNK_FRAMES]
+        is_finite = part.isfinite().flatten(1).all(dim=1)
+        if not is_finite.all():
+            frame = start + int((~is_finite).int().argmax())
+            raise ValueError(f"landmarks of frame {frame} are not all finite numbers: leave out frames without a face")
+        found = untellable(part[:, RIGID, :2])
+        if found:
+            raise ValueError(f"landmarks of the skull (nose, eye corners, ears) in frame {start + found[0]} {found[1]}")
 
 
 def smoothed(points: Tensor, smoothing_frames: float) -> Tensor:
@@ -133,9 +138,10 @@ def smoothed(points: Tensor, smoothing_frames: float) -> Tensor:
     for offset, square in ((0, 1), (1, 4), (2, 1)):
         bands[2, offset : n_frames - 2 + offset] += square * weight
     factor = cholesky_banded(bands)
-    columns = points.detach().cpu()
-    solved = [cho_solve_banded((factor, False), columns[:, k].double().numpy()) for k in range(points.shape[1])]
-    return torch.stack([torch.from_numpy(column).to(points.dtype) for column in solved], dim=1).to(points.device)
+    paths, calm = points.detach().cpu(), torch.empty(points.shape, dtype=points.dtype)
+    for k in range(points.shape[1]):
+        calm[:, k] = torch.from_numpy(cho_solve_banded((factor, False), paths[:, k].double().numpy()))
+    return calm.to(points.device)
 
 
 def _fit_identity(model: FaceModel, points: Tensor, height: int, n_rounds: int) -> Tensor:
@@ -232,9 +238,14 @@ def _with_depth(points: Tensor) -> Tensor:
     return torch.nn.functional.pad(points, (0, 3 - points.shape[-1]))
 
 
-def _joined(poses: list[Pose]) -> Pose:
-    scale, rotation, translation = zip(*((pose.scale, pose.rotation, pose.translation) for pose in poses), strict=True)
-    return Pose(torch.cat(scale), torch.cat(rotation), torch.cat(translation))
+def _empty_pose(points: Tensor) -> Pose:
+    """Room for Pose [T] of points [T, ...]: joining chunks at the end would take it all twice."""
+    n_frames = len(points)
+    return Pose(points.new_empty(n_frames), points.new_empty(n_frames, 3, 3), points.new_empty(n_frames, 2))
+
+
+def _put(pose: Pose, part: slice, found: Pose) -> None:
+    pose.scale[part], pose.rotation[part], pose.translation[part] = found.scale, found.rotation, found.translation
 
 
 # ---- a video on the command line ------------------------------------------------------------------------------------

@@ -95,11 +95,10 @@ def pos(points3d: Tensor, points2d: Tensor, weights: Tensor | None = None) -> Po
 
     scale = (|R1| + |R2|) / 2 and the translation are the references'; the rotation is the nearest one (polar factor of
     the normalised rows), where the references' rows are not orthogonal under noise. Differentiable. Raises ValueError
-    where either points can't tell a pose (see `check_points`).
+    where either points can't tell a pose (see `untellable`).
     """
     _check_pair(points3d, points2d, (2,))
-    check_points(points3d, weights, "model points")
-    check_points(points2d, weights, "image points")
+    _check(points3d, points2d, weights)
     return pose_from_affine(pos_affine(points3d, points2d, weights))
 
 
@@ -148,12 +147,10 @@ def align(
 
     points3d: [..., P, 3]; points: [..., P, 2] (v up), or [..., P, 3] with depth (towards the camera, pixels, any
     offset), whose squared residuals count depth_weight times; weights: [P] or [..., P]. Returns Pose [...]. Raises
-    ValueError where either points can't tell a pose (see `check_points`).
+    ValueError where either points can't tell a pose (see `untellable`).
     """
     _check_pair(points3d, points, (2, 3))
-    check_points(points3d, weights, "model points")
-    check_points(points[..., :2], weights, "image points")
-    _refuse(~points[..., 2:].isfinite().flatten(-2).all(dim=-1), "depths of image points", "are not all finite numbers")
+    _check(points3d, points, weights)
     shape = torch.broadcast_shapes(points3d.shape[:-1], points.shape[:-1])
     weights = torch.ones(shape, dtype=points.dtype, device=points.device) if weights is None else weights
     weights = weights.to(points).expand(shape)
@@ -191,37 +188,46 @@ def align(
     return Pose(scale.to(points), rotation.to(points), translation.to(points))
 
 
-def check_points(points: Tensor, weights: Tensor | None = None, what: str = "points", item: str = "item") -> None:
-    """Raise ValueError where points [..., P, 2 or 3] can't tell a pose, naming the first such item of the batch.
+def untellable(points: Tensor, weights: Tensor | None = None) -> tuple[int, str] | None:
+    """The first item of points [..., P, 2 or 3] that can't tell a pose, by number, and why; None where all can.
 
-    That is: not finite, fewer than four different ones, or all on one line. weights: [..., P], not negative; points of
-    weight zero don't count.
+    Why: not finite, fewer than four different points, or all on one line. weights: [..., P]; points of weight zero
+    don't count.
     """
     points = points.detach().double()
-    if len(points.reshape(-1)) == 0:
-        raise ValueError(f"a pose needs four {what} or more, got none: shape {list(points.shape)}")
-    share = points.new_ones(points.shape[:-1]) if weights is None else weights.detach().double()
-    _refuse(~points.isfinite().flatten(-2).all(dim=-1), what, "are not all finite numbers", item)
-    _refuse(~(share.isfinite() & (share >= 0)).all(dim=-1), "weights", "must be finite and not negative")
-    counts = (share > 0).expand(torch.broadcast_shapes(share.shape, points.shape[:-1]))
+    counts = points.new_ones(points.shape[:-1], dtype=torch.bool)
+    if weights is not None:
+        counts = counts & (weights > 0)
     # One number tells points apart but for coincidences of irrational odds.
     key = sum((a * values for a, values in zip(_IRRATIONAL, points.unbind(-1), strict=False)), points.new_zeros(()))
     key = torch.where(counts, key, torch.inf).sort(dim=-1).values
     n_different = (key.diff(dim=-1) > 0).sum(dim=-1) + counts.all(dim=-1)
-    _refuse(n_different < 4, what, "are fewer than four different points, and a pose needs four", item)
-    part = counts / counts.sum(dim=-1, keepdim=True)
-    centred = points - (part[..., None] * points).sum(dim=-2, keepdim=True)
-    moments = centred.mT @ (part[..., None] * centred)  # [..., D, D]
+    share = counts / counts.sum(dim=-1, keepdim=True)
+    centred = points - (share[..., None] * points).sum(dim=-2, keepdim=True)
+    moments = centred.mT @ (share[..., None] * centred)  # [..., D, D]
     total = moments.diagonal(dim1=-2, dim2=-1).sum(dim=-1)
     # Of the eigenvalues a >= b >= c: ab + ac + bc by (a + b + c)², about b/a where points are thin.
     second = (total.square() - moments.square().sum(dim=(-2, -1))) / 2
-    _refuse(second <= _THIN * total.square(), what, "all lie on one line, which can be seen from any side", item)
+    for is_bad, reason in (
+        (~points.isfinite().flatten(-2).all(dim=-1), "are not all finite numbers"),
+        (n_different < 4, "are fewer than four different points, and a pose needs four"),
+        (second <= _THIN * total.square(), "all lie on one line, which can be seen from any side"),
+    ):
+        if is_bad.any():
+            return int(is_bad.flatten().int().argmax()), reason
+    return None
 
 
-def _refuse(is_bad: Tensor, what: str, reason: str, item: str = "item") -> None:
-    if is_bad.any():
-        where = f" of {item} {int(is_bad.flatten().int().argmax())}" if is_bad.ndim else ""
-        raise ValueError(f"{what}{where} {reason}")
+def _check(points3d: Tensor, points: Tensor, weights: Tensor | None) -> None:
+    """Raise ValueError where either points can't tell a pose, or weights are none."""
+    if weights is not None and not (weights.isfinite() & (weights >= 0)).all():
+        raise ValueError("weights must be finite and not negative")
+    for what, each in (("model points", points3d), ("image points", points[..., :2])):
+        found = untellable(each, weights)
+        if found:
+            raise ValueError(f"{what}{f' of item {found[0]}' if each.ndim > 2 else ''} {found[1]}")
+    if not points[..., 2:].isfinite().all():
+        raise ValueError("depths of image points are not all finite numbers")
 
 
 def _check_pair(points3d: Tensor, points: Tensor, n_axes: tuple[int, ...]) -> None:

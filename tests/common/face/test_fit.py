@@ -217,7 +217,7 @@ def rms_mm(displacement: Tensor) -> float:
 def test_identity_expression_and_pose_come_back_under_a_pixel_of_noise(
     depth: int, identity_mm: float, expression_mm: float, turn_deg: float
 ) -> None:
-    """Means of five people of 60 frames, 1 px (1.2 mm) off in x and y, 3 px in depth; bounds a third above what is found.
+    """Means of five people of 60 frames, 1 px (1.2 mm) off in x and y, 3 px in depth; bounds a third above them.
 
     A draw of the prior is 3.8 mm of identity and 3.6 mm of expression away from the mean face.
     """
