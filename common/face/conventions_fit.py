@@ -26,7 +26,7 @@ from common.clip_index import is_word, read_index
 from common.errors import InputError
 from common.face.conventions import GAPS, Correction, Mapping, eye_frame, features, in_frame, skull_pose
 from common.face.model import MIRROR, FaceModel
-from common.face.pos import euler_rad
+from common.face.rotations import euler_rad
 from common.files import atomic_path, check_input
 from common.media import VideoReader, read_picture
 

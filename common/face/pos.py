@@ -18,11 +18,8 @@ import torch
 from torch import Tensor
 
 from common.face.rotations import GENERATORS, from_axis_angle
-from common.face.rotations import euler_rad as euler_rad
-from common.face.rotations import from_euler_rad as from_euler_rad
 
 DEPTH_WEIGHT = 0.1  # of a squared depth residual beside a squared pixel: monocular depth is some three times noisier
-
 _THIN = 1e-6  # second variance by all of it, below which points lie on one line: 1 mm across where 1 m long
 _IRRATIONAL = (1.0, math.pi, math.e)
 _MOTIONS = (*GENERATORS, ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)))  # of projected points: turn, scale

@@ -17,7 +17,8 @@ from common.audio import n_frames
 from common.errors import InputError
 from common.face import mouth
 from common.face.model import LIP_STREAM, REST, eye_distance, mouth_opening
-from common.face.pos import Pose, euler_rad, from_euler_rad
+from common.face.pos import Pose
+from common.face.rotations import euler_rad, from_euler_rad
 from common.media import read_audio
 from common.motion import Motion
 

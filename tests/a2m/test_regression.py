@@ -18,7 +18,8 @@ from common.audio import n_frames
 from common.errors import InputError
 from common.face import mouth
 from common.face.model import FaceModel, eye_distance, mirror, mouth_opening
-from common.face.pos import Pose, from_euler_rad
+from common.face.pos import Pose
+from common.face.rotations import from_euler_rad
 from common.media import read_audio
 from common.motion import Motion
 

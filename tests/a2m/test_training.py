@@ -18,7 +18,8 @@ from a2m.training import DataConfig, Speech, draw_samples, interpolate, load, lo
 from common.errors import InputError
 from common.face.model import LIP_STREAM, FaceModel, mouth_opening
 from common.face.mouth import set_lip_gap
-from common.face.pos import Pose, from_euler_rad
+from common.face.pos import Pose
+from common.face.rotations import from_euler_rad
 from common.trainer import Task, TrainConfig, train
 
 CONFIG = AToMConfig(n_lip=3, n_rest=2, width=32, n_layers=1, n_heads=2, ff_width=64, dropout=0.0, window=32, overlap=8)

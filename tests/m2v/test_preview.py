@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from common.face import detect
 from common.face.framing import ReferencePicture
 from common.face.model import FaceModel
-from common.face.pos import Pose, euler_rad, from_euler_rad
+from common.face.pos import Pose
+from common.face.rotations import euler_rad, from_euler_rad
 from common.media import read_picture
 from common.motion import Motion
 from m2v.drive import drive, hold_back

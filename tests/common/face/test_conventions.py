@@ -15,8 +15,8 @@ from common.face import conventions
 from common.face.conventions import CONVENTIONS, FACEMESH68, GAPS, IBUG68, IBUG68_3D, convert
 from common.face.conventions_fit import Pairs, fit_correction, fit_mapping, usable
 from common.face.model import JAW, MIRROR, FaceModel, eye_distance, mouth_opening
-from common.face.pos import Pose, flip_image, from_euler_rad
-from common.face.rotations import euler_rad
+from common.face.pos import Pose, flip_image
+from common.face.rotations import euler_rad, from_euler_rad
 
 MOVES = [(source, target) for source in CONVENTIONS for target in CONVENTIONS if source != target]
 

@@ -15,7 +15,8 @@ from common.face import model as tables
 from common.face.fit import frontalise
 from common.face.model import MIRROR, FaceModel, mirror
 from common.face.model_fit import directions, explained_variance, fit_face_model, resting_shape
-from common.face.pos import Pose, flip_image, from_euler_rad
+from common.face.pos import Pose, flip_image
+from common.face.rotations import from_euler_rad
 
 
 def test_mirror_table_is_its_own_inverse_and_swaps_the_eyes() -> None:
