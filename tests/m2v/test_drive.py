@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.face.rotations import angle_rad, from_euler_rad
@@ -28,6 +28,7 @@ def test_the_picture_itself_and_all_that_is_turned_less_stay(shown_deg: float) -
 
 
 @given(shown=st.floats(-0.8, 0.8), pitch=st.floats(-0.3, 0.3), roll=st.floats(-0.5, 0.5))
+@settings(deadline=None)
 def test_a_head_turns_on_and_on_but_never_further_aside_than_it_may(shown: float, pitch: float, roll: float) -> None:
     yaw = torch.linspace(0, 1.4, 60)
     rotation = from_euler_rad(torch.stack([0 * yaw + pitch, yaw, 0 * yaw + roll], dim=1))

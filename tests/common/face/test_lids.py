@@ -1,7 +1,7 @@
 """The eyelids' geometry."""
 
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.face.lids import aperture, open_lids
@@ -17,6 +17,7 @@ def test_apertures_are_free_of_units_and_of_position_and_swap_in_a_mirror() -> N
 
 
 @given(left=st.floats(0, 1.5), right=st.floats(0, 1.5))
+@settings(deadline=None)
 def test_lids_open_by_the_share_that_is_asked_for_and_nothing_else_moves(left: float, right: float) -> None:
     share = torch.tensor([left, right])
     moved = open_lids(MEAN.expand(2, -1, -1), share.expand(2, -1))
