@@ -55,9 +55,9 @@ def fit(model: FaceModel, points: Tensor, height: int, n_rounds: int = 3, smooth
     Alternates the pose of the rigid points with least squares for the coefficients under the model's Gaussian prior:
     first for the identity, jointly over frames spread over the clip, then frame by frame. model: any; its 68 landmarks
     are fitted, in the convention of the points. height: of the picture in pixels. smoothing_frames: see `smoothed`.
-    Raises ValueError where landmarks can't tell a pose (`check_landmarks`).
+    Raises ValueError where landmarks can't tell a pose (`check_posable`).
     """
-    check_landmarks(points)
+    check_posable(points)
     if n_rounds < 2:
         raise ValueError(f"fitting needs n_rounds of 2 or more, for a pose and for the shape in it, got {n_rounds}")
     model, given = model.at_landmarks().to(points.device), points.float()
@@ -80,9 +80,9 @@ def frontalise(points: Tensor, height: int, model: FaceModel) -> tuple[Tensor, P
 
     Only the inverse of a similarity is applied: `pose.project(model.mean + lm3d)`, flipped, is x and y of the input to
     rounding, and its depth up to an offset per frame. model: its landmarks. height: of the picture in pixels. Raises
-    ValueError where landmarks can't tell a pose (`check_landmarks`).
+    ValueError where landmarks can't tell a pose (`check_posable`).
     """
-    check_landmarks(points)
+    check_posable(points)
     if points.shape[-1] != 3:
         raise ValueError(f"frontalising needs depth: points must be [T, 68, 3], got {list(points.shape)}")
     model, points = model.at_landmarks().to(points.device), points.float()
@@ -97,7 +97,7 @@ def frontalise(points: Tensor, height: int, model: FaceModel) -> tuple[Tensor, P
     return lm3d, pose
 
 
-def check_landmarks(points: Tensor) -> None:
+def check_posable(points: Tensor) -> None:
     """Raise ValueError unless points are [T, 68, 2 or 3], T at least 1, and every frame can tell a pose.
 
     That is: finite numbers, and rigid points (nose bridge, outer eye corners, ears) in four different places that don't

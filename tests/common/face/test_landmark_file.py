@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from common.errors import InputError
 from common.face.landmark_file import check_landmarks, read_landmarks, with_depth
-from common.face.model import FaceModel
+from common.face.model import RIGID, FaceModel
 
 POINTS = np.random.default_rng(0).uniform(-5, 4000, (68, 3)).round(3)
 
@@ -73,3 +73,11 @@ def test_points_upside_down_mirrored_or_on_a_line_are_no_face() -> None:
     for wrong in (face * [1, -1] + [0, 600], face * [-1, 1] + [400, 0], face * [1, 0] + [0, 300]):
         with pytest.raises(InputError, match=r"face\.txt"):
             check_landmarks(wrong, Path("face.txt"), 400, 600)
+
+
+def test_a_skull_on_one_line_is_no_face() -> None:
+    mean = FaceModel.builtin().mean.numpy()
+    face = np.stack([200 + 60 * mean[:, 0], 300 - 60 * mean[:, 1]], axis=1)
+    face[list(RIGID), 1] = 280  # eyes, nose and ears at one height: above the mouth, but seen from anywhere
+    with pytest.raises(InputError, match=r"face\.txt .* one line"):
+        check_landmarks(face, Path("face.txt"), 400, 600)
