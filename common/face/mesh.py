@@ -82,23 +82,25 @@ def see(points: Tensor, triangles: Tensor, height: int, width: int, cull_back_fa
     z = _rows(points[:, 2].double(), _rows(triangles, kept))  # [K, 3]
     first_row, z_slope = first_row[kept], edges.slope(z)  # along a row
 
-    nearest = torch.full((height * width,), _EMPTY, device=points.device)
+    top = int(first_row.min()) if len(kept) else 0
+    n_rows = int(last_row[kept].max()) + 1 - top if len(kept) else 0
+    nearest = torch.full((n_rows * width,), _EMPTY, device=points.device)  # of the rows that the mesh may touch
     for triangle, step in _expand(last_row[kept] - first_row + 1):
         row = _rows(first_row, triangle) + step
         start, length, is_there = edges.spans(triangle, row, width)
         triangle, row, start, length = (_rows(value, is_there) for value in (triangle, row, start, length))
-        depth = (edges.barycentric(triangle, row, start) * _rows(z, triangle)).sum(dim=1)
+        depth = torch.einsum("nc,nc->n", edges.barycentric(triangle, row, start), _rows(z, triangle))
         slope = _rows(z_slope, triangle)
-        pixel = row * width + start
+        pixel = (row - top) * width + start
         for part, step in _expand(length):
             key = _key(_rows(depth, part) + _rows(slope, part) * step, _rows(triangle, part))
             nearest.scatter_reduce_(0, _rows(pixel, part) + step, key, "amin")
 
     pixel = (nearest != _EMPTY).nonzero()[:, 0]
     winner = _rows(nearest, pixel) & 0xFFFFFFFF
-    row, column = pixel // width, pixel % width
+    row, column = pixel // width + top, pixel % width
     barycentric = edges.barycentric(winner, row, column)
-    depth = (barycentric * _rows(z, winner)).sum(dim=1)
+    depth = torch.einsum("nc,nc->n", barycentric, _rows(z, winner))
     return Visible(row, column, _rows(kept, winner), barycentric.float(), depth.float())
 
 
@@ -132,7 +134,7 @@ class _Edges:
 
     def slope(self, values: Tensor) -> Tensor:
         """Change from column to column, [K], of what has these values [K, 3] at the corners."""
-        return (self.a.double() * values).sum(dim=1) * GRID / self.twice_area
+        return torch.einsum("kc,kc->k", self.a.double(), values) * GRID / self.twice_area
 
     def spans(self, triangle: Tensor, row: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
         """First column and number of columns of each triangle's row [n], and which rows have any."""
@@ -200,7 +202,7 @@ def check(points: Tensor, triangles: Tensor, height: int, width: int) -> None:
 def interpolate(seen: Visible, triangles: Tensor, values: Tensor) -> Tensor:
     """Values [V, C] of the points, at the visible pixels: [N, C]."""
     corners = _rows(triangles, seen.face)  # [N, 3]
-    return (_rows(values, corners) * seen.barycentric[..., None]).sum(dim=1)
+    return torch.einsum("nk,nkc->nc", seen.barycentric, _rows(values, corners))
 
 
 def vertex_normals(points: Tensor, triangles: Tensor) -> Tensor:
@@ -226,11 +228,11 @@ def normal_colours(normals: Tensor) -> Tensor:
 
 def paint(frame: Tensor, seen: Visible, colours: Tensor, alpha: float) -> Tensor:
     """A copy of a frame uint8 [H, W, 3] with colours [N, 3] in 0..1 over its visible pixels, alpha of them."""
-    painted = frame.clone()
-    at = (seen.row, seen.column)
-    mixed = (1 - alpha) * frame[at].float() + (255 * alpha) * colours
-    painted[at] = mixed.round().clamp(0, 255).to(torch.uint8)
-    return painted
+    painted = frame.reshape(-1, 3).clone()
+    at = seen.row * frame.shape[1] + seen.column
+    mixed = torch.lerp(painted.index_select(0, at).float(), 255 * colours, alpha)
+    painted.index_copy_(0, at, mixed.round().clamp(0, 255).to(torch.uint8))
+    return painted.view(frame.shape)
 
 
 def landmark_triangles(landmarks: Tensor) -> Tensor:
