@@ -21,8 +21,9 @@ from torch import Tensor
 
 from common import weights
 from common.errors import InputError
+from common.face.fit import fit
 from common.face.model import CONVENTION, N_POINTS, FaceModel
-from common.face.pos import Pose, align
+from common.face.pos import Pose, align, flip_image
 from common.files import check_output
 
 FACEMESH68, IBUG68, IBUG68_3D = CONVENTION, "ibug68", "ibug68_3d"
@@ -68,6 +69,20 @@ def convert(points: Tensor, source: str, target: str) -> Tensor:
     elif target == IBUG68:
         points = mapping.to_ibug68(points)
     return points
+
+
+def to_model(points: Tensor, convention: str, model: FaceModel, height: int) -> Tensor:
+    """Image landmarks [T, 68, 2 or 3] of one person as the face model has them -> float32 [T, 68, 3].
+
+    In the model's convention; depth, where there is none, is that of the model fitted to the points (mean 0 in each
+    frame). height: of the picture in pixels. Raises InputError where the conventions can't be mixed.
+    """
+    points = convert(points.float(), convention, model.convention)
+    if points.shape[-1] == 3:
+        return points
+    fitted = fit(model, points, height)
+    depth = flip_image(fitted.pose.project(model.at_landmarks().shape(fitted.identity, fitted.expression)), height)
+    return torch.cat([points, depth[..., 2:] - depth[..., 2:].mean(dim=1, keepdim=True)], dim=-1)
 
 
 @dataclass(frozen=True)

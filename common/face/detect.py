@@ -1,8 +1,9 @@
-"""Faces in pictures: where they are and their 68 landmarks in 3D; every back end offers `detect(pictures)`.
+"""Faces in pictures: where they are and their 68 landmarks; `detect(pictures, back_end)` is the one door to them.
 
 The built-in back end runs a small finder over a pyramid of the picture and, on each candidate, a landmark network that
 also judges whether this is a face; where it finds nothing, scikit-image's LBP cascade proposes candidates. Nothing is
-downloaded, and the same picture gives the same landmarks everywhere.
+downloaded, and the same picture gives the same landmarks everywhere. `face-alignment-2d` and `face-alignment-3d` (an
+extra) are asked for their landmarks where the built-in one finds the face.
 """
 
 import math
@@ -19,9 +20,15 @@ from torch import Tensor
 
 from common import weights
 from common.errors import InputError
+from common.face import face_alignment_backend
+from common.face.conventions import FACEMESH68
 from common.face.data import crop, from_crop, similarity
 from common.face.model import LEFT_EYE, RIGHT_EYE, mirror
 from common.face.nets import Finder, FinderConfig, LandmarkNet, LandmarkNetConfig
+
+BUILTIN = "builtin"
+BACK_ENDS = (BUILTIN, *face_alignment_backend.NAMES)
+CONVENTION_OF = {BUILTIN: FACEMESH68, **face_alignment_backend.CONVENTION_OF}
 
 PYRAMID_PX = (160, 320, 640, 1280)  # longer sides at which the finder looks; the last two only for large pictures
 CANDIDATE_SCORE = 0.4  # of the finder; the landmark network has the last word
@@ -64,21 +71,48 @@ class Face:
 
 @dataclass(frozen=True)
 class Detection:
-    """landmarks float32 [N, 68, 3], zeros where nothing was found; found bool [N]."""
+    """landmarks float32 [N, 68, 3], of 'face-alignment-2d' [N, 68, 2]; zeros where nothing was found; found bool [N];
+    convention: what the points mean (`common.face.conventions`)."""
 
     landmarks: np.ndarray
     found: np.ndarray
+    convention: str = FACEMESH68
 
 
-def detect(pictures: Sequence[np.ndarray]) -> Detection:
-    """The largest face of each picture (uint8 [H, W, 3]; sizes may differ)."""
-    landmarks = np.zeros((len(pictures), 68, 3), np.float32)
+def detect(pictures: Sequence[np.ndarray], back_end: str = BUILTIN, device: str = "cpu") -> Detection:
+    """The largest face of each picture (uint8 [H, W, 3]; sizes may differ), by one of `BACK_ENDS`.
+
+    device: of face-alignment's networks. Raises InputError where the back end can't be had.
+    """
+    check_back_end(back_end, device)
+    landmarks = np.zeros((len(pictures), 68, 2 if back_end == face_alignment_backend.TWO_D else 3), np.float32)
     found = np.zeros(len(pictures), bool)
     for k, picture in enumerate(pictures):
         faces = find_faces(picture)
         if faces:
-            landmarks[k], found[k] = faces[0].landmarks, True
-    return Detection(landmarks, found)
+            found[k] = True
+            is_ours = back_end == BUILTIN
+            landmarks[k] = faces[0].landmarks if is_ours else landmarks_by(back_end, picture, faces[0].box, device)
+    return Detection(landmarks, found, CONVENTION_OF[back_end])
+
+
+def check_back_end(name: str, device: str = "cpu") -> None:
+    """Load a back end now; raises InputError where it is unknown or can't be had, before hours of video are read."""
+    if name not in BACK_ENDS:
+        raise InputError(f"There is no detector '{name}': use one of {', '.join(BACK_ENDS)}.")
+    if name == BUILTIN:
+        networks()
+    else:
+        face_alignment_backend.network(name, device)
+
+
+def landmarks_by(
+    back_end: str, picture: np.ndarray, box: tuple[float, float, float, float], device: str = "cpu"
+) -> np.ndarray:
+    """Landmarks of the face in a box (x0, y0, x1, y1 around its 68 points), in the back end's own convention."""
+    if back_end == BUILTIN:
+        return landmarks_at(picture, box).landmarks
+    return face_alignment_backend.landmarks(picture, box, back_end, device)
 
 
 def find_faces(picture: np.ndarray) -> list[Face]:

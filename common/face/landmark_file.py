@@ -1,9 +1,9 @@
 """Landmarks that a user brings: 68 points of a picture in a file of numbers (`--landmarks`).
 
 Files seldom say which convention they follow (`common.face.conventions`). Those of dlib, of iBUG (.pts) and of
-face-alignment in 2D are `ibug68`; face-alignment in 3D is `ibug68_3d`, its z turned round; what FaceMesh or this project's
-detector gave is `facemesh68`. iBUG's own format is taken for `ibug68`; for others the caller, or the file's own
-"convention" (JSON), decides.
+face-alignment in 2D are `ibug68`; face-alignment in 3D is `ibug68_3d`, its z turned round; what FaceMesh or this
+project's detector gave is `facemesh68`. iBUG's own format is taken for `ibug68`; for others the caller, or the file's
+own "convention" (JSON), decides.
 """
 
 import json
@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from common.errors import InputError
-from common.face.fit import check_posable, fit
+from common.face.conventions import CONVENTIONS, IBUG68, to_model
+from common.face.fit import check_posable
 from common.face.model import FaceModel
-from common.face.pos import flip_image
 from common.files import check_input
 
 _NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
@@ -40,8 +40,8 @@ def read_landmarks(path: Path) -> np.ndarray:
 def read_landmark_file(path: Path) -> LandmarkFile:
     """68 points, iBUG order, pixels, x right and y down.
 
-    .npy; .json (a list, or an object with "landmarks" and, if it says so, "convention"); anything else is text: a row of
-    2 or 3 numbers a point, as in .txt, .csv, .lms and iBUG's .pts, which is ibug68. Raises InputError for everything
+    .npy; .json (a list, or an object with "landmarks" and, if it says so, "convention"); anything else is text: a row
+    of 2 or 3 numbers a point, as in .txt, .csv, .lms and iBUG's .pts, which is ibug68. Raises InputError for everything
     else.
     """
     check_input(path, "landmark file")
