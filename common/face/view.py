@@ -29,7 +29,7 @@ from common.face.conventions import convert
 from common.face.fit import Fit, fit
 from common.face.model import CONVENTION, FaceModel
 from common.face.pos import flip_image
-from common.face.track import bridge_gaps, smooth, track_frames
+from common.face.track import track, track_frames
 from common.ffmpeg import open_container
 from common.files import check_output
 from common.media import (
@@ -85,29 +85,17 @@ def read(path: Path) -> Footage:
 
 
 def read_video(path: Path) -> Footage:
+    """Follow the largest face (`common.face.track`, which says in the log what it could not see)."""
+    motion = track(path)
     with VideoReader(path) as video:
-        try:
-            fps = exact_fps(video.fps)
-        except ValueError as error:
-            raise InputError(f"{path} can't be shown ({error}): convert it to MP4 at 25 frames/s first") from error
-        landmarks = list(track_frames(video.frames_at(fps), float(fps)))
-    try:
-        points, kept, n_filled = bridge_gaps(landmarks, float(fps))
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    if n_filled or kept.stop - kept.start < len(landmarks):
-        log.warning(
-            "%s: the mesh is drawn in frames %d to %d of %d, in %d of them between its neighbours, since the face was "
-            "not seen in all",
-            *(path, kept.start, kept.stop - 1, len(landmarks), n_filled),
-        )
+        fps = exact_fps(video.fps)
     has_sound, statement = _sound_and_statement(path)
     return Footage(
         lambda: video.frames_at(fps),
         *(video.width, video.height, fps),
-        torch.from_numpy(smooth(points, float(fps))),
-        first=kept.start,
-        convention=CONVENTION,
+        points=motion.posed(),
+        first=int(motion.provenance["first_frame"]),
+        convention=motion.convention,
         statement=f"{DRAWN} Of those, their file says: {statement}" if statement else DRAWN,
         audio_path=path if has_sound else None,
     )
@@ -119,9 +107,14 @@ def read_still(path: Path) -> Footage:
     if points is None:
         raise InputError(f"no face was found in {path}: use a picture in which a face is seen, upright, not too small")
     height, width, _ = picture.shape
-    found = torch.from_numpy(points)[None]
     return Footage(
-        lambda: iter([picture]), width, height, Fraction(25), found, 0, CONVENTION, statement=DRAWN, audio_path=None
+        lambda: iter([picture]),
+        *(width, height, Fraction(25)),
+        points=torch.from_numpy(points)[None],
+        first=0,
+        convention=CONVENTION,
+        statement=DRAWN,
+        audio_path=None,
     )
 
 
@@ -134,7 +127,7 @@ def read_motion(path: Path) -> Footage:
     return Footage(
         lambda: repeat(blank, motion.n_frames),
         *(width, height, exact_fps(motion.fps)),
-        motion.posed(),
+        points=motion.posed(),
         first=0,
         convention=motion.convention,
         statement=DRAWN_ALONE,
