@@ -252,29 +252,32 @@ def _put(pose: Pose, part: slice, found: Pose) -> None:
 
 
 def fit_video(video_path: Path, model: FaceModel, smoothing_frames: float = 0.0) -> tuple[Fit, dict[str, Any]]:
-    """Track a video's largest face and fit the model to it -> the fit, and what its frames are (fps, first_frame ...).
+    """Track a video's largest face and fit the model to it -> the fit, and what its frames are.
+
+    That is fps; image_size, width and height; n_video_frames; first_frame, the video's, which is frame 0 of the fit;
+    interpolated_frames [N, 2], the first and the last of each gap that was filled in, counted from there. Where the
+    face is gone for long or the scene changes, the longest part is fitted, as by `common.face.track`.
 
     Raises InputError where there is no face, or no way from the tracker's landmarks to the model's convention.
     """
-    from common.face.conventions import convert
-    from common.face.track import bridge_gaps, track_frames
+    from common.face.conventions import convert  # these need this module
+    from common.face.track import Follower, bridge_gaps, missing_ranges
     from common.media import VideoReader
 
     with VideoReader(video_path) as video:
         fps, size = float(video.fps), (video.width, video.height)
-        landmarks = list(track_frames(video.frames_at(video.fps), fps))
+        follower = Follower(fps)
+        seen = [(follower.see(frame), follower.shot) for frame in video.frames_at(video.fps)]
+    landmarks, shots = [points for points, _ in seen], [shot for _, shot in seen]
     try:
-        points, kept, n_filled = bridge_gaps(landmarks, fps)
-        fitted = fit(
-            model,
-            convert(torch.from_numpy(points), CONVENTION, model.convention),
-            size[1],
-            smoothing_frames=smoothing_frames,
-        )
+        points, kept, _ = bridge_gaps(landmarks, fps, shots)
+        converted = convert(torch.from_numpy(points), CONVENTION, model.convention)
+        fitted = fit(model, converted, size[1], smoothing_frames=smoothing_frames)
     except (InputError, ValueError) as error:
         raise InputError(f"{video_path}: {error}") from error
-    frames = {"fps": fps, "image_size": size, "first_frame": kept.start, "interpolated_frames": n_filled}
-    return fitted, frames
+    gaps = np.array(missing_ranges(landmarks[kept]), np.int64).reshape(-1, 2)
+    frames = {"fps": fps, "image_size": size, "first_frame": kept.start, "interpolated_frames": gaps}
+    return fitted, frames | {"n_video_frames": len(landmarks)}
 
 
 def save(path: Path, fitted: Fit, model: FaceModel, frames: dict[str, Any], overwrite: bool = False) -> None:
@@ -326,12 +329,13 @@ def main(argv: list[str] | None = None) -> None:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    residual = fitted.residual_px
+    residual, first = fitted.residual_px, frames["first_frame"]
+    n_filled = int((np.diff(frames["interpolated_frames"]) + 1).sum())
     print(
-        f"{args.out}: {len(residual)} frames from frame {frames['first_frame']} at {frames['fps']:g} frames/s, "
-        f"{frames['interpolated_frames']} of them interpolated; residual {residual.median():.2f} px (median), "
-        f"{residual.quantile(0.95):.2f} px (95 %), {residual.max():.2f} px at frame "
-        f"{frames['first_frame'] + int(residual.argmax())} (worst)"
+        f"{args.out}: frames {first} to {first + len(residual) - 1} of {frames['n_video_frames']} at "
+        f"{frames['fps']:g} frames/s, {n_filled} interpolated; residual {residual.median():.2f} px (median), "
+        f"{residual.quantile(0.95):.2f} px (95 %), {residual.max():.2f} px in frame {first + int(residual.argmax())} "
+        "(the worst)"
     )
 
 

@@ -436,7 +436,7 @@ def test_a_video_becomes_a_file_of_plain_arrays(
 ) -> None:
     out = tmp_path / "fit.npz"
     fitting.main([str(video_path), str(out), "--smooth", "1"])
-    assert "8 frames from frame 2" in capsys.readouterr().out
+    assert "frames 2 to 9 of 10 at 30 frames/s, 0 interpolated" in capsys.readouterr().out
     with np.load(out, allow_pickle=False) as file:
         data = {name: file[name] for name in file.files}
     assert data["fps"] == 30 and data["image_size"].tolist() == [300, 260] and data["first_frame"] == 2
@@ -444,6 +444,7 @@ def test_a_video_becomes_a_file_of_plain_arrays(
     pose = Pose(*(torch.from_numpy(data[name]) for name in POSE))
     shape = MODEL.shape(torch.from_numpy(data["identity"]), torch.from_numpy(data["expression"]))
     points = flip_image(pose.project(shape), int(data["image_size"][1]))
+    assert data["interpolated_frames"].shape == (0, 2) and data["n_video_frames"] == 10
     moved = points[:, :, 0].mean(dim=1).diff()
     assert torch.allclose(moved, torch.ones(7), atol=0.5)
     assert data["residual_px"].shape == (8,) and data["residual_px"].max() < 4
