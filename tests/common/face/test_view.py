@@ -183,6 +183,21 @@ def test_a_picture_becomes_a_picture_or_a_video(portrait: np.ndarray, tmp_path: 
         assert (video.width, video.height) == (302, 262) and len(list(video)) == 1
 
 
+def test_a_model_of_the_users_own_is_drawn(
+    portrait: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dense = subdivided(FaceModel.builtin(), 2)
+    dense.save(tmp_path / "dense")
+    write_picture(tmp_path / "a.png", portrait)
+    main([str(tmp_path / "a.png"), str(tmp_path / "b.png"), "--model", str(tmp_path / "dense")])
+    assert f"{len(dense.mean)} vertices and {len(triangles_of(dense))} triangles" in capsys.readouterr().out
+    main([str(tmp_path / "a.png"), str(tmp_path / "c.png")])
+    two = [read_picture(tmp_path / name).astype(int) for name in ("b.png", "c.png")]
+    covered = [(each != portrait).any(axis=2) for each in two]
+    assert (covered[0] != covered[1]).mean() < 1e-3  # the same surface, shaded in more detail
+    assert np.abs(two[0] - two[1]).max() > 10
+
+
 def test_a_motion_is_drawn_alone(still: Footage, portrait: np.ndarray, tmp_path: Path) -> None:
     footage = moving(still, portrait, [0, 10, 20], first=0, n_points=3)
     model = FaceModel.builtin()
