@@ -55,13 +55,13 @@ def network(name: str, device: str) -> Any:
         ) from error
     wanted = ["2DFAN-4"] if name == TWO_D else ["3DFAN-4", "depth"]
     for network_name in wanted:
-        _fetch(api.models_urls[network_name])
+        fetch(api.models_urls[network_name])
     kind = face_alignment.LandmarksType.TWO_D if name == TWO_D else face_alignment.LandmarksType.THREE_D
     # `folder` is the face detector that has no weights: boxes come from us. Compiling needs a C++ compiler.
     return face_alignment.FaceAlignment(kind, device=device, face_detector="folder", compile=False)
 
 
-def _fetch(url: str) -> Path:
+def fetch(url: str) -> Path:
     """The file of that address in torch's hub folder, where face-alignment looks for it; fetched if it isn't there.
 
     Its name holds the beginning of its SHA-256. The depth network's file is unpickled by face-alignment without
