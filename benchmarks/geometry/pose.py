@@ -10,6 +10,7 @@ odd rates, is tracked and resampled to 25 frames/s; how late it is is found by l
 """
 
 import argparse
+import math
 import tempfile
 import time
 from collections.abc import Callable
@@ -27,8 +28,9 @@ from a2m.pipeline import AudioToMotion
 from benchmarks.report import clips, count, estimate, is_word, markdown
 from common.errors import InputError
 from common.face.fit import frontalise
-from common.face.model import RIGID, FaceModel, eye_distance, mouth_opening
-from common.face.pos import Pose, flip_image, pos, pos_five
+from common.face.model import LIP_STREAM, RIGID, FaceModel, eye_distance, mouth_opening
+from common.face.mouth import opening_direction
+from common.face.pos import Pose, align, flip_image, pos, pos_five
 from common.face.pose_video import PoseTrack, pose_track, read_pose
 from common.face.reenact import neutral
 from common.face.rotations import euler_rad
@@ -38,6 +40,7 @@ from common.media import VideoReader, VideoWriter, read_audio, read_picture
 PORTRAIT = Path(__file__).parents[2] / "examples" / "portrait.jpg"
 UNDER_NOSE = (31, 32, 33, 34, 35)  # moves with the skull, and no method fits it
 FPS = 25
+WIDE = 0.3  # opening of a mouth, by the distance of the eyes
 LEAST_FRAMES, MOST_FRAMES = 25, 250
 DRIFT_RATES = (Fraction(24000, 1001), Fraction(30000, 1001))
 WINDOW_S = 10
@@ -114,6 +117,23 @@ def alignment(data_dir: Path, split: str) -> None:
     print(markdown(["landmarks", "pose", "skull, %", "under the nose, %", "all 68, %"], rows), "\n")
     rows = [[key, *(estimate([v[k] for v in values], persons) for k in range(3))] for key, values in behaviour.items()]
     print(markdown(["pose of the generated", "trembles by, °", "place, %", "nod, ° per opening of 1"], rows), "\n")
+    print(f"A still head whose mouth opens to {WIDE}, the landmarks' mouth being closed:\n")
+    print(still_head(WIDE), "\n")
+
+
+def still_head(opening: float) -> str:
+    """What each way to find the pose makes of a still mean face that opens its mouth, the landmarks' stays closed."""
+    model = FaceModel.builtin()
+    opened = model.mean.clone()
+    opened[LIP_STREAM, :] += opening * eye_distance(model.mean) * opening_direction(model)
+    skull = list(RIGID)
+    poses = {method: solve(model.mean[None], opened[None, :, :2]) for method, solve in METHODS.items()}
+    poses[OURS_RAW] = align(model.mean[None, skull], opened[None, skull, :2])
+    rows = [
+        [method, f"{math.degrees(float(euler_rad(pose.rotation)[0, 0])):+.2f}", f"{100 * float(pose.scale) - 100:+.2f}"]
+        for method, pose in poses.items()
+    ]
+    return markdown(["pose", "nods by, °", "grows by, %"], rows)
 
 
 def read_clips(data_dir: Path, split: str) -> list[Clip]:
