@@ -255,8 +255,9 @@ def fit_video(video_path: Path, model: FaceModel, smoothing_frames: float = 0.0)
     """Track a video's largest face and fit the model to it -> the fit, and what its frames are.
 
     That is fps; image_size, width and height; n_video_frames; first_frame, the video's, which is frame 0 of the fit;
-    interpolated_frames [N, 2], the first and the last of each gap that was filled in, counted from there. Where the
-    face is gone for long or the scene changes, the longest part is fitted, as by `common.face.track`.
+    interpolated_frames [N, 2], the first and the last of each gap that was filled in, counted from there; and
+    smoothing_frames. Where the face is gone for long or the scene changes, the longest part is fitted, as by
+    `common.face.track`.
 
     Raises InputError where there is no face, or no way from the tracker's landmarks to the model's convention.
     """
@@ -277,7 +278,7 @@ def fit_video(video_path: Path, model: FaceModel, smoothing_frames: float = 0.0)
         raise InputError(f"{video_path}: {error}") from error
     gaps = np.array(missing_ranges(landmarks[kept]), np.int64).reshape(-1, 2)
     frames = {"fps": fps, "image_size": size, "first_frame": kept.start, "interpolated_frames": gaps}
-    return fitted, frames | {"n_video_frames": len(landmarks)}
+    return fitted, frames | {"n_video_frames": len(landmarks), "smoothing_frames": smoothing_frames}
 
 
 def save(path: Path, fitted: Fit, model: FaceModel, frames: dict[str, Any], overwrite: bool = False) -> None:
