@@ -24,12 +24,12 @@ from torch import Tensor
 
 from common import entry
 from common.errors import InputError
-from common.face import mesh, mesh_pytorch3d
+from common.face import detect, mesh, mesh_pytorch3d
 from common.face.conventions import convert
 from common.face.fit import Fit, fit
-from common.face.model import CONVENTION, FaceModel
+from common.face.model import FaceModel
 from common.face.pos import flip_image
-from common.face.track import track, track_frames
+from common.face.track import track
 from common.ffmpeg import open_container
 from common.files import check_output
 from common.media import (
@@ -62,8 +62,8 @@ See = Callable[[Tensor, Tensor, int, int], mesh.Visible]
 class Footage:
     """Pictures with a face in them. frames: all of them, uint8 [height, width, 3], anew at every call.
 
-    points: [T, 68, 3], pixels, of the frames from number `first` on, placed as `convention` says; statement: what the
-    file that is made of it shall say of itself; audio_path: a file with its sound, if it has any.
+    points: [T, 68, 2 or 3], pixels, of the frames from number `first` on, placed as `convention` says; statement: what
+    the file that is made of it shall say of itself; audio_path: a file with its sound, if it has any.
     """
 
     frames: Callable[[], Iterator[np.ndarray]]
@@ -77,16 +77,17 @@ class Footage:
     audio_path: Path | None
 
 
-def read(path: Path) -> Footage:
-    """Whatever holds a face; raises InputError where there is none."""
+def read(path: Path, detector: str = detect.BUILTIN, device: str = "cpu") -> Footage:
+    """Whatever holds a face, whose landmarks are found by one of `detect.BACK_ENDS`; InputError where there is none."""
     if path.suffix.lower() == ".npz":
         return read_motion(path)
-    return read_still(path) if path.suffix.lower() in PICTURE_SUFFIXES else read_video(path)
+    read_pictures = read_still if path.suffix.lower() in PICTURE_SUFFIXES else read_video
+    return read_pictures(path, detector, device)
 
 
-def read_video(path: Path) -> Footage:
+def read_video(path: Path, detector: str, device: str) -> Footage:
     """Follow the largest face (`common.face.track`, which says in the log what it could not see)."""
-    motion = track(path)
+    motion = track(path, detector, device=device)
     with VideoReader(path) as video:
         fps = exact_fps(video.fps)
     has_sound, statement = _sound_and_statement(path)
@@ -101,18 +102,18 @@ def read_video(path: Path) -> Footage:
     )
 
 
-def read_still(path: Path) -> Footage:
+def read_still(path: Path, detector: str, device: str) -> Footage:
     picture = read_picture(path)
-    points = next(track_frames([picture]))
-    if points is None:
+    detection = detect.detect([picture], detector, device)
+    if not detection.found[0]:
         raise InputError(f"no face was found in {path}: use a picture in which a face is seen, upright, not too small")
     height, width, _ = picture.shape
     return Footage(
         lambda: iter([picture]),
         *(width, height, Fraction(25)),
-        points=torch.from_numpy(points)[None],
+        points=torch.from_numpy(detection.landmarks),
         first=0,
-        convention=CONVENTION,
+        convention=detection.convention,
         statement=DRAWN,
         audio_path=None,
     )
@@ -243,6 +244,9 @@ def main(argv: list[str]) -> None:
         "out", type=Path, metavar="OUT", help="the video to write (.mp4); of a picture, also .png, .jpg"
     )
     parser.add_argument("--model", help="name, folder or file of a face model (default: the built-in one)")
+    parser.add_argument(
+        "--detector", choices=detect.BACK_ENDS, help="whose landmarks (default: builtin; others: extra `detectors`)"
+    )
     parser.add_argument("--alpha", type=float, default=0.75, help="how much the mesh covers, 0 to 1 (default 0.75)")
     parser.add_argument("--shading", choices=("grey", "normals"), default="grey")
     parser.add_argument("--side-by-side", action="store_true", help="the pictures as they are beside those with mesh")
@@ -251,13 +255,15 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     if not 0 <= args.alpha <= 1:
         raise InputError(f"--alpha is a share from 0 to 1, got {args.alpha}.")
+    if args.detector and args.source.suffix.lower() == ".npz":
+        raise InputError(f"{args.source} holds its landmarks: leave out --detector.")
     is_picture = _check_out(args.out, args.source, args.overwrite)
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = (FaceModel.load(args.model) if args.model else FaceModel.builtin()).to(device)
     triangles = triangles_of(model.to("cpu"))
     see = choose_see(args.rasteriser, len(triangles), device)
-    footage = read(args.source)
+    footage = read(args.source, args.detector or detect.BUILTIN, str(device))
     fitted = fit_to(model, footage)
     frames = overlays(footage, model, fitted, args.shading, args.alpha, see, args.side_by_side)
     n_frames = 0

@@ -27,7 +27,7 @@ from common.face.view import (
     main,
     meshes,
     overlays,
-    read_still,
+    read,
     triangles_of,
 )
 from common.media import GENERATED, VideoReader, VideoWriter, read_audio, read_picture, write_picture
@@ -47,7 +47,7 @@ def portrait() -> np.ndarray:
 def still(portrait: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Footage:
     path = tmp_path_factory.mktemp("still") / "a.png"
     write_picture(path, portrait)
-    return read_still(path)
+    return read(path)
 
 
 def subdivided(model: FaceModel, times: int) -> FaceModel:
@@ -228,6 +228,8 @@ def test_a_motion_is_drawn_alone(still: Footage, portrait: np.ndarray, tmp_path:
         (["empty.mp4", "b.mp4", "--alpha", "1.5"], "0 to 1"),
         (["empty.mp4", "b.mp4", "--alpha", "nan"], "0 to 1"),
         (["empty.mp4", "b.mp4", "--model", "no/such/model"], "no/such/model"),
+        (["none.npz", "b.mp4", "--detector", "builtin"], "leave out --detector"),
+        (["empty.mp4", "b.mp4", "--detector", "dlib"], "invalid choice"),
         (["empty.mp4"], "required"),
     ],
 )
