@@ -4,7 +4,8 @@
 
 VIDEO may also be a picture, or a Motion (.npz), whose face is drawn alone over grey. The largest face is followed, one
 identity is fitted to the whole video and an expression and a pose to every frame; a second pass over the video draws.
-Memory grows by the track alone. The drawing is done by pytorch3d where it is importable, else by `common.face.mesh`.
+Memory grows by the track alone. The drawing is done by pytorch3d where it is importable, else by `common.face.mesh`, as
+also without a GPU for meshes of more than 1000 triangles, for which pytorch3d needs seconds a frame there.
 """
 
 from __future__ import annotations
@@ -205,7 +206,7 @@ def overlays(
 
 
 def choose_see(name: str, n_triangles: int, device: torch.device) -> See:
-    """The rasteriser called "pytorch3d" or "own"; "auto" is pytorch3d where it is importable and not out of place."""
+    """The rasteriser called "pytorch3d" or "own"; "auto": pytorch3d where it is importable, unless too slow."""
     if name == "own" or (name == "auto" and not mesh_pytorch3d.is_importable()):
         return mesh.see
     if name == "auto" and device.type == "cpu" and n_triangles > PYTORCH3D_CPU_TRIANGLES:
