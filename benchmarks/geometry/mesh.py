@@ -53,7 +53,8 @@ def main(argv: list[str]) -> None:
         f"{device.type}, {args.threads} thread(s) of {os.cpu_count()} cores, load {load:.1f} before\n"
     )
     rows = [row(points, triangles, size, args.frames) for size in SIZES]
-    print(markdown(["frame", "pixels of the mesh", "see, ms", "draw, ms", "draw, ms busy", "frames/s"], rows))
+    header = ["frame", "pixels of the mesh", "see, ms", "draw, ms", "draw, ms busy", "frames/s", "frames/s, busy"]
+    print(markdown(header, rows))
     if args.pytorch3d:
         print(f"\npytorch3d on {device.type}: see, {PYTORCH3D_FRAMES} frames")
         for height, width in SIZES[:2]:
@@ -95,7 +96,13 @@ def row(points: Tensor, triangles: Tensor, size: tuple[int, int], n_frames: int)
     busy_s = times_s(whole, placed, time.process_time)
     n_pixels = np.median([len(mesh.see(p, triangles, height, width).row) for p in placed[:3]])
     cells = [f"{1e3 * np.median(each):.0f} (slowest {1e3 * max(each):.0f})" for each in (see_s, whole_s, busy_s)]
-    return [f"{width}x{height}", f"{n_pixels:,.0f}", *cells, f"{1 / np.median(whole_s):.1f}"]
+    return [
+        f"{width}x{height}",
+        f"{n_pixels:,.0f}",
+        *cells,
+        f"{1 / np.median(whole_s):.1f}",
+        f"{1 / np.median(busy_s):.1f}",
+    ]
 
 
 def times_s(
