@@ -155,7 +155,7 @@ def own_picture(clip: Clip, model: FaceModel) -> tuple[list[float], list[float]]
         mouths, lids = (
             abs(f(made.landmarks + model.mean) - f(truth.landmarks + model.mean)) for f in (mouth_opening, aperture)
         )
-        turn = angle_rad(made.pose.rotation, truth.pose.rotation).rad2deg()
+        turn = angle_rad(made.pose.rotation, truth.pose.rotation).rad2deg().round(decimals=3)
         ours, theirs = (
             each - each.mean(dim=1, keepdim=True) for each in (made.posed()[..., :2], truth.posed()[..., :2])
         )
