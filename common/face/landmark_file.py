@@ -1,7 +1,7 @@
 """Landmarks that a user brings: 68 points of a picture in a file of numbers (`--landmarks`).
 
 Files seldom say which convention they follow (`common.face.conventions`). Those of dlib, of iBUG (.pts) and of
-face-alignment in 2D are `ibug68`; face-alignment in 3D is `ibug68_3d`, its z turned round; what FaceMesh or this
+face-alignment in 2D are `ibug68`; face-alignment in 3D is `ibug68_3d`; what FaceMesh or this
 project's detector gave is `facemesh68`. iBUG's own format is taken for `ibug68`; for others the caller, or the file's
 own "convention" (JSON), decides.
 """
@@ -67,10 +67,13 @@ def as_model_has_them(file: LandmarkFile, convention: str | None, height: int, m
     """Points of a file in the face model's convention, with depth: float32 [68, 3].
 
     convention: what the user says of the file, which wins over what the file says; where neither says anything, the
-    points are taken for the model's own. height: of the picture in pixels.
+    points are taken for the model's own. Depth in which the nose lies behind the ears grows towards the camera, as
+    face-alignment's does: it is turned round. height: of the picture in pixels.
     """
-    known = convention or file.convention or model.convention
-    return to_model(torch.from_numpy(file.points)[None], known, model, height)[0].numpy()
+    known, points = convention or file.convention or model.convention, file.points
+    if points.shape[-1] == 3 and points[30, 2] > (points[0, 2] + points[16, 2]) / 2:
+        points = points * np.array([1, 1, -1], np.float32)
+    return to_model(torch.from_numpy(points)[None], known, model, height)[0].numpy()
 
 
 def _parse(path: Path) -> tuple[np.ndarray, str | None]:

@@ -107,6 +107,14 @@ def test_detect_says_which_pictures_have_a_face(portrait: np.ndarray) -> None:
     assert result.found.tolist() == [True, False]
     assert result.landmarks.shape == (2, 68, 3) and result.landmarks.dtype == np.float32
     assert not result.landmarks[1].any()
+    assert result.convention == "facemesh68"  # what the networks were trained on
+
+
+def test_the_built_in_back_end_is_the_finders_largest_face(portrait: np.ndarray) -> None:
+    face = detect.find_faces(portrait)[0]
+    assert np.array_equal(detect.detect([portrait], detect.BUILTIN).landmarks[0], face.landmarks)
+    again = detect.landmarks_by(detect.BUILTIN, portrait, face.box)
+    assert np.linalg.norm((again - face.landmarks)[:, :2], axis=1).mean() < 0.03 * eye_distance(face.landmarks)
 
 
 def test_crop_coordinates_round_trip() -> None:

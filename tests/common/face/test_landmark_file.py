@@ -9,7 +9,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from common.errors import InputError
-from common.face.landmark_file import check_landmarks, read_landmarks, with_depth
+from common.face.conventions import CONVENTIONS, IBUG68
+from common.face.landmark_file import (
+    LandmarkFile,
+    as_model_has_them,
+    check_landmarks,
+    read_landmark_file,
+    read_landmarks,
+    with_depth,
+)
 from common.face.model import RIGID, FaceModel
 
 POINTS = np.random.default_rng(0).uniform(-5, 4000, (68, 3)).round(3)
@@ -81,3 +89,49 @@ def test_a_skull_on_one_line_is_no_face() -> None:
     face[list(RIGID), 1] = 280  # eyes, nose and ears at one height: above the mouth, but seen from anywhere
     with pytest.raises(InputError, match=r"face\.txt .* one line"):
         check_landmarks(face, Path("face.txt"), 400, 600)
+
+
+FACE = np.asarray([[200 + 60 * x, 300 - 60 * y] for x, y, _ in FaceModel.builtin().mean.tolist()], np.float32)
+
+
+def test_a_file_may_say_what_its_points_mean(tmp_path: Path) -> None:
+    for convention in CONVENTIONS:
+        path = tmp_path / f"{convention}.json"
+        path.write_text(json.dumps({"landmarks": FACE.tolist(), "convention": convention}))
+        assert read_landmark_file(path).convention == convention
+    rows = "\n".join(" ".join(map(str, point)) for point in FACE.tolist())
+    (tmp_path / "face.pts").write_text(f"version: 1\nn_points: 68\n{{\n{rows}\n}}\n")
+    (tmp_path / "face.txt").write_text(rows)
+    (tmp_path / "list.json").write_text(json.dumps(FACE.tolist()))
+    assert read_landmark_file(tmp_path / "face.pts").convention == IBUG68
+    assert read_landmark_file(tmp_path / "face.txt").convention is None
+    assert read_landmark_file(tmp_path / "list.json").convention is None
+
+
+@pytest.mark.parametrize("convention", ["wflw", "", 68, ["ibug68"], {"a": 1}, True])
+def test_a_convention_that_nobody_knows_is_one_sentence(tmp_path: Path, convention: object) -> None:
+    path = tmp_path / "face.json"
+    path.write_text(json.dumps({"landmarks": FACE.tolist(), "convention": convention}))
+    with pytest.raises(InputError, match=r"face\.json.*\"convention\".*ibug68") as error:
+        read_landmark_file(path)
+    assert "\n" not in str(error.value)
+
+
+def test_what_the_user_says_wins_over_the_file_and_the_file_over_the_default() -> None:
+    model = FaceModel.builtin()
+    silent, ibug = LandmarkFile(FACE), LandmarkFile(FACE, IBUG68)
+    same = as_model_has_them(silent, None, 600, model)
+    mapped = as_model_has_them(ibug, None, 600, model)
+    assert same.shape == mapped.shape == (68, 3)
+    assert np.array_equal(same[:, :2], FACE) and np.abs(mapped[:17, :2] - FACE[:17]).mean() > 1
+    assert np.array_equal(mapped, as_model_has_them(silent, IBUG68, 600, model))
+    assert np.array_equal(same, as_model_has_them(ibug, model.convention, 600, model))
+
+
+def test_depth_that_a_file_has_is_kept_and_falls_towards_the_camera() -> None:
+    """Whichever way round the file has it: FaceMesh's falls, face-alignment's grows."""
+    model = FaceModel.builtin()
+    deep = np.concatenate([FACE, -60 * model.mean[:, 2:].numpy()], axis=1)
+    for given in (deep, deep * np.array([1, 1, -1], np.float32)):
+        assert np.array_equal(as_model_has_them(LandmarkFile(given), None, 600, model), deep)
+        assert np.array_equal(as_model_has_them(LandmarkFile(given, IBUG68), None, 600, model)[:, 2], deep[:, 2])
