@@ -41,8 +41,8 @@ def main(argv: list[str]) -> None:
     with clock.stage("loading"):
         device = pick_device(config.device)
         given = read_motion(args) if args.motion else None
-        footage = read_footage(args.video) if args.video else None
-        references = [] if footage else read_references(args, config)
+        footage = read_footage(args.video, config.detector, device) if args.video else None
+        references = [] if footage else read_references(args, config, device)
     person = footage.person() if footage else references[0]
     if given:
         motion = fitted(given, person)
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> None:
         (dubbed.motion if dubbed else motion).save(path, overwrite=args.overwrite)
     else:
         with clock.stage("motion to video"):
-            scene = scene_of(dubbed) if dubbed else picture_scene(config, args, motion, references)
+            scene = scene_of(dubbed) if dubbed else picture_scene(config, motion, references)
             render(config, scene, args, path, device)
     n_frames, fps = (dubbed.motion.n_frames, dubbed.motion.fps) if dubbed else (motion.n_frames, motion.fps)
     print(f"{path}: {n_frames} frames, {n_frames / fps:.2f} s ({clock})")
@@ -118,10 +118,12 @@ def read_motion(args: argparse.Namespace) -> "Motion":
     return motion
 
 
-def read_references(args: argparse.Namespace, config: GenerateConfig) -> list["ReferencePicture"]:
+def read_references(
+    args: argparse.Namespace, config: GenerateConfig, device: "torch.device"
+) -> list["ReferencePicture"]:
     """The pictures with their faces, cut and frontalised, the best first; without a picture, the model's mean face."""
     from common.face.choose import Choice, find_landmarks
-    from common.face.framing import ReferencePicture
+    from common.face.framing import ReferencePicture, within_4k
     from common.face.model import FaceModel
     from common.media import read_picture
 
@@ -129,11 +131,14 @@ def read_references(args: argparse.Namespace, config: GenerateConfig) -> list["R
     if not args.image:
         say("no picture: the face model's mean face speaks")
         return [ReferencePicture.mean(model)]
-    choice = Choice(args.face_index, args.face_box, args.landmarks, config.detector)
+    choice = Choice(args.face_index, args.face_box, args.landmarks, config.convention, config.detector, str(device))
     references = []
     for path in args.image:
         picture = read_picture(path)
-        references.append(ReferencePicture.of(picture, find_landmarks(path, picture, choice), model))
+        landmarks = find_landmarks(path, picture, choice)
+        if config.framing == "full":
+            picture, landmarks = within_4k(picture, landmarks)
+        references.append(ReferencePicture.of(picture, landmarks, model, keep_whole=config.framing == "full"))
         if references[-1].opening > OPEN_MOUTH and len(args.image) == 1:
             say(f"note: the mouth in {path} is open: one with a closed mouth looks better")
         if references[-1].turn_rad > TURNED_RAD and len(args.image) == 1:
@@ -142,15 +147,14 @@ def read_references(args: argparse.Namespace, config: GenerateConfig) -> list["R
     if len(references) > 1:
         also = "" if config.references == "best" else "; the others lend their faces where they are nearer"
         say(f"of {len(references)} pictures, {args.image[order[0]]} comes first (frontal, mouth closed){also}")
-    args.image = [args.image[k] for k in order]
     return [references[k] for k in order]
 
 
-def read_footage(path: Path) -> "Footage":
+def read_footage(path: Path, detector: str, device: "torch.device") -> "Footage":
     """The video to be dubbed, its face followed."""
     from m2v.dub import Footage
 
-    footage = Footage.read(path)
+    footage = Footage.read(path, detector, str(device))
     say(f"video: {path}, {footage.motion.n_frames} frames at {footage.motion.fps:g} frames/s with a face")
     return footage
 
@@ -219,9 +223,7 @@ def dub(footage: "Footage", speech: "Motion", end: str) -> "Dub":
 # ---- stage two ------------------------------------------------------------------------------------------------------
 
 
-def picture_scene(
-    config: GenerateConfig, args: argparse.Namespace, motion: "Motion", references: list["ReferencePicture"]
-) -> "Scene":
+def picture_scene(config: GenerateConfig, motion: "Motion", references: list["ReferencePicture"]) -> "Scene":
     """Picture and Motion → what is to be rendered; held back to what a picture bears."""
     from common.face.model import FaceModel
     from m2v.drive import drive
@@ -233,7 +235,7 @@ def picture_scene(
     if (landmarks - drive(motion, references[0], mean)).norm(dim=-1).max() > 3:
         say("note: the motion goes further than the picture can follow: turns, shifts and sizes are held back")
     used = references if config.references == "nearest" else references[:1]
-    return Scene.of_pictures(used, landmarks, motion.fps, args.image[0])
+    return Scene.of_pictures(used, landmarks, motion.fps)
 
 
 def scene_of(dubbed: "Dub") -> "Scene":

@@ -15,9 +15,13 @@ FRAMINGS = ("crop", "full")
 REFERENCES = ("nearest", "best")
 RENDERERS = ("mcvdm", "warp")
 DETECTORS = ("builtin", "face-alignment-2d", "face-alignment-3d")
+CONVENTIONS = ("facemesh68", "ibug68", "ibug68_3d")
 MOST_STEPS = 1000  # timesteps that the models were trained with
 FLAG_OVERRIDES = {
-    **{name: name for name in ("seed", "steps", "device", "pose", "pose_end", "framing", "references", "detector")},
+    **{
+        name: name
+        for name in ("seed", "steps", "device", "pose", "pose_end", "framing", "references", "detector", "convention")
+    },
     "renderer": "m2v",
 }
 
@@ -50,7 +54,8 @@ class GenerateConfig:
     pose_end: str = "loop"  # or hold: where a video is shorter than the speech
     framing: str | None = None  # crop or full; None: crop for pictures, full for videos
     references: str = "nearest"  # of several pictures: the nearest for every clip, or the best for all of them
-    detector: str = "builtin"  # of faces
+    detector: str = "builtin"  # of landmarks
+    convention: str | None = None  # of --landmarks; None: as the file says, else the face model's
     crf: int = 18  # quality of the H.264 stream, 0 (lossless) to 51
 
 
@@ -105,13 +110,14 @@ def parser(description: str | None) -> entry.Parser:
     add("--motion-only", type=Path, metavar="NPZ", help="stop after stage one and save the Motion")
     add("--motion", type=Path, metavar="NPZ", help="start at stage two with this Motion, of whomever")
     add("--renderer", choices=RENDERERS, help="stage two: mcvdm (diffusion) or warp (instant preview)")
-    add("--detector", choices=DETECTORS, help="of faces (default builtin); the others need the extra `detectors`")
+    add("--detector", choices=DETECTORS, help="of landmarks (default builtin); the others need the extra `detectors`")
     where = whole.add_mutually_exclusive_group()
     where.add_argument("--face-index", type=int, metavar="N", help="which face, the largest is 0")
     where.add_argument("--face-box", metavar="X0,Y0,X1,Y1", help="the face's box in pixels of the picture")
     where.add_argument(
         "--landmarks", type=Path, metavar="FILE", help="68 points (text, JSON or .npy) instead of detecting"
     )
+    add("--convention", choices=CONVENTIONS, help="of --landmarks: ibug68 for those of dlib or face-alignment")
     add("overrides", nargs="*", metavar="KEY=VALUE", help="Hydra overrides of conf/generate.yaml")
     return whole
 
@@ -138,6 +144,7 @@ def _contradictions(args: argparse.Namespace) -> list[tuple[bool, str]]:
             bool(args.pose_end and not args.video and args.pose in (None, *POSES)),
             "--pose-end says how a video goes on that is too short: give one, with --pose or --video",
         ),
+        (bool(args.convention and not args.landmarks), "--convention says what --landmarks are: give both"),
         (
             bool(chooses_face and (args.video or len(args.image) > 1)),
             "--face-index, --face-box and --landmarks describe one picture: give one --image with them",
@@ -188,6 +195,8 @@ def _check(config: GenerateConfig) -> None:
     }
     if config.framing is not None:
         choices["framing"] = (config.framing, FRAMINGS)
+    if config.convention is not None:
+        choices["convention"] = (config.convention, CONVENTIONS)
     for name, (value, known) in choices.items():
         if value not in known:
             raise InputError(f"There is no {name.replace('_', ' ')} '{value}': choose {' or '.join(known)}")
@@ -208,9 +217,8 @@ def result_path(args: argparse.Namespace) -> Path:
     from common.media import VIDEO_SUFFIXES
 
     person = args.video or (args.image[0] if args.image else None)
-    path: Path = (
-        args.motion_only or args.out or Path("outputs") / f"{(args.audio or args.motion).stem}_{person.stem}.mp4"
-    )
+    name = "" if person is None else f"{(args.audio or args.motion).stem}_{person.stem}.mp4"
+    path: Path = args.motion_only or args.out or Path("outputs") / name
     if args.motion_only and path.suffix != ".npz":
         raise InputError(f"{path} is not named as a Motion: let the name end in .npz")
     if not args.motion_only and path.suffix.lower() not in VIDEO_SUFFIXES:

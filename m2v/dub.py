@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from common import playback
+from common.face.detect import BUILTIN
 from common.face.framing import Crop, ReferencePicture, frame_shot
 from common.face.model import LIP_STREAM, FaceModel
 from common.face.mouth import keep_lips_apart, lip_gap
@@ -42,9 +43,9 @@ class Footage:
     rest: Tensor
 
     @classmethod
-    def read(cls, path: Path) -> Footage:
-        """Follow the largest face; raises InputError where there is none."""
-        motion = track(path)
+    def read(cls, path: Path, detector: str = BUILTIN, device: str = "cpu") -> Footage:
+        """Follow the largest face; raises InputError where there is none, or the detector can't be had."""
+        motion = track(path, detector, device=device)
         with VideoReader(path) as video:
             fps = video.fps
         rest = neutral(motion.mean_landmarks + motion.landmarks, FaceModel.builtin()) - motion.mean_landmarks

@@ -10,20 +10,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import repeat
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from common.face.framing import Crop, ReferencePicture
-from common.media import read_picture
 from m2v.dub import Dub
 from m2v.paste import Paster
 from m2v.rendered import Rendered
 from m2v.source import Dubbed, Several, Source, Still
-
-MOST_PX = (3840, 2160)  # longer and shorter side of what is returned as a whole
 
 
 @dataclass(frozen=True)
@@ -43,20 +39,20 @@ class Scene:
     whole: Callable[[], Iterator[np.ndarray]]
 
     @classmethod
-    def of_pictures(cls, references: Sequence[ReferencePicture], landmarks: Tensor, fps: float, path: Path) -> Scene:
-        """The first reference is the main one, cut from the picture at `path`."""
+    def of_pictures(cls, references: Sequence[ReferencePicture], landmarks: Tensor, fps: float) -> Scene:
+        """The first reference is the main one. As a whole it is shown if it kept its picture."""
         first = references[0]
         source = Still(first) if len(references) == 1 else Several(references)
-        assert first.crop is not None
-        picture = read_picture(path)
-        height, width = picture.shape[:2]
+        square = first.picture.shape[0]
+        crop = first.crop if first.crop and first.whole is not None else Crop(0, 0, square, square)
+        picture = first.picture if first.whole is None else first.whole
         return cls(
             source,
             landmarks,
             fps,
-            [first.crop] * len(landmarks),
+            [crop] * len(landmarks),
             first.landmarks[None, :, :2],
-            (width, height),
+            (picture.shape[1], picture.shape[0]),
             lambda: repeat(picture, len(landmarks)),
         )
 

@@ -5,7 +5,7 @@ import sys
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import av
 import numpy as np
@@ -15,11 +15,12 @@ import torch
 from PIL import Image
 
 import generate
-from common import entry, request
+from common import entry, playback, request
 from common.errors import InputError
-from common.face import detect
+from common.face import conventions, detect
 from common.face.framing import ReferencePicture
 from common.face.model import FaceModel
+from common.face.pose_video import PoseEnd
 from common.face.track import track
 from common.media import VideoReader, VideoWriter, read_audio, read_picture, write_picture
 from common.motion import Motion
@@ -263,6 +264,25 @@ def test_landmarks_of_ones_own_take_the_place_of_detection(short: Path, tmp_path
     np.savetxt(tmp_path / "mine.txt", portrait_landmarks()[:, :2])
     flags = ["--audio", short, "--image", PORTRAIT, "--landmarks", tmp_path / "mine.txt", "--out", tmp_path / "o.mp4"]
     assert run(*flags) == 0 and run(*flags) == 2 and run(*flags, "--overwrite") == 0
+
+
+def test_landmarks_of_another_convention_are_mapped(short: Path, tmp_path: Path) -> None:
+    np.savetxt(tmp_path / "mine.txt", portrait_landmarks()[:, :2])
+    motions = {}
+    for convention in conventions.CONVENTIONS:
+        path = tmp_path / f"{convention}.npz"
+        flags = ["--audio", short, "--image", PORTRAIT, "--landmarks", tmp_path / "mine.txt", "--motion-only", path]
+        assert run(*flags, "--convention", convention) == 0
+        motions[convention] = Motion.load(path).rest.landmarks
+    moved = (motions["ibug68"] - motions["facemesh68"]).norm(dim=-1)
+    assert 0.01 < moved.mean() < 0.5
+
+
+def test_the_choices_of_the_flags_are_those_of_the_library() -> None:
+    """They are written out in common/request.py, which must not wait for torch."""
+    assert request.DETECTORS == detect.BACK_ENDS
+    assert request.CONVENTIONS == conventions.CONVENTIONS
+    assert request.POSE_ENDS == get_args(playback.End) == get_args(PoseEnd)
 
 
 def test_of_several_pictures_the_one_with_the_mouth_closed_is_used(

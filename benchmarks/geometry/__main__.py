@@ -1,6 +1,6 @@
 """Figures of the face geometry, one command a section of docs/geometry.md:
 
-    python -m benchmarks.geometry fit|models|detect|pose|paste [options]
+    python -m benchmarks.geometry fit|detect|pose|paste|mesh|references|dub [options]
 
 `--help` after the command lists its options.
 """
@@ -10,7 +10,7 @@ import sys
 
 from benchmarks.report import run_main
 
-_COMMANDS = ("fit", "models", "detect", "pose", "paste")
+_COMMANDS = ("fit", "detect", "pose", "paste", "mesh", "references", "dub")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -25,14 +25,18 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.command == "fit":
         from benchmarks.geometry.fit import main as command
-    elif args.command == "models":
-        from benchmarks.geometry.models import main as command
     elif args.command == "detect":
         from benchmarks.geometry.detect import main as command
     elif args.command == "pose":
         from benchmarks.geometry.pose import main as command
-    else:
+    elif args.command == "paste":
         from benchmarks.geometry.paste import main as command
+    elif args.command == "mesh":
+        from benchmarks.geometry.mesh import main as command
+    elif args.command == "references":
+        from benchmarks.geometry.references import main as command
+    else:
+        from benchmarks.geometry.dub import main as command
     run_main(lambda: command(args.options))
 
 

@@ -20,6 +20,7 @@ from common.face.pos import Pose, flip_image
 
 FOREHEAD = 0.19  # the mesh reaches above the 68 landmarks by this part of their height (median of 300 portraits)
 HAIR = 0.28  # of the mesh's height
+FOUR_K_PX = (3840, 2160)
 FOLLOW_BEYOND = 1.3  # times the side of single frames: a shot that needs a larger square has it follow the head
 FOLLOW_S = 0.4  # standard deviation of the Gaussian that smooths the square's path
 CUT_BEFORE = 0.75  # of the side: tracks tremble, and the rule takes the median of a shot
@@ -50,6 +51,22 @@ class Crop:
             return part.copy()
         size = (self.size_px, self.size_px)
         return np.asarray(Image.fromarray(part).resize(size, Image.Resampling.LANCZOS))
+
+
+def within_4k(picture: np.ndarray, landmarks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A picture uint8 [H, W, 3] and landmarks [68, 3] in it, both made smaller where its sides are longer than those of
+
+    a 4K video, lying or standing.
+    """
+    height, width = picture.shape[:2]
+    zoom = min(1.0, FOUR_K_PX[0] / max(height, width), FOUR_K_PX[1] / min(height, width))
+    if zoom == 1.0:
+        return picture, landmarks
+    size = max(1, round(width * zoom)), max(1, round(height * zoom))
+    scale, centre = np.array([size[0] / width, size[1] / height, zoom]), np.array([0.5, 0.5, 0.0])
+    moved = (landmarks + centre) * scale - centre  # pixel k covers k - ½ to k + ½
+    small = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS))
+    return small, moved.astype(np.float32)
 
 
 def frame_shot(landmarks: np.ndarray, width: int, height: int, fps: float, size_px: int = 256) -> list[Crop]:
@@ -95,7 +112,7 @@ class ReferencePicture:
     """One picture of the person to be animated.
 
     picture: uint8 [size, size, 3]; landmarks: float32 [68, 3] in its pixels (y down); lm3d [68, 3] and pose: the same,
-    frontalised by the face model; crop: the square of the whole picture that it is, None where there is no other.
+    frontalised by the face model; crop: the square of a larger picture that it is, whole: that one, if it was kept.
     """
 
     picture: np.ndarray
@@ -103,14 +120,22 @@ class ReferencePicture:
     lm3d: Tensor
     pose: Pose
     crop: Crop | None = None
+    whole: np.ndarray | None = None
 
     @classmethod
-    def of(cls, picture: np.ndarray, landmarks: np.ndarray, model: FaceModel, size_px: int = 256) -> ReferencePicture:
+    def of(
+        cls,
+        picture: np.ndarray,
+        landmarks: np.ndarray,
+        model: FaceModel,
+        size_px: int = 256,
+        keep_whole: bool = False,
+    ) -> ReferencePicture:
         """Cut a picture uint8 [H, W, 3] around the face whose landmarks [68, 3] are given, and frontalise them."""
         crop = frame_face(landmarks, picture.shape[1], picture.shape[0], size_px)
         points = torch.from_numpy(crop.points(landmarks))
         lm3d, pose = frontalise(points[None], size_px, model)
-        return cls(crop.cut(picture), points, lm3d[0], pose[0], crop)
+        return cls(crop.cut(picture), points, lm3d[0], pose[0], crop, picture if keep_whole else None)
 
     @classmethod
     def mean(cls, model: FaceModel, size_px: int = 256) -> ReferencePicture:
