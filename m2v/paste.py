@@ -16,21 +16,22 @@ all of it: a frame in another light than the picture leaves no rim.
 
 from __future__ import annotations
 
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cache
+from threading import Barrier
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.spatial import ConvexHull, QhullError
 from torch import Tensor
 
 from common.face import warp
-from common.face.framing import FOREHEAD, HAIR, Crop
+from common.face.framing import Crop
+from m2v.masks import edge_fade, face_mask, head_mask, smooth_step
 from m2v.rendered import Rendered
 
-NECK, HAIR_GROW, FACE_GROW = 0.3, 0.06, -0.1  # how far the masks reach below the chin and beyond the outlines, and
-HEAD_FEATHER, FACE_FEATHER = 0.3, 0.14  # how soon they fade; all in heights of the landmarks (brows to chin)
-MARGIN = 0.07  # of the crop's side: the masks fade to zero before a border of the crop behind which the picture goes on
 SLOW_PX = 6.0  # of the frame: differences slower than this are light and shade, faster ones structure
 STRUCTURE = 8.0  # levels of structure that the picture does not have, where half of its detail is let go
 CAST_CELLS, CAST_WIDTH = 32, 5.0  # colour casts are known on a coarse grid, over a Gaussian of that many cells
@@ -61,12 +62,13 @@ class Original:
 class Layers:
     """Of one frame, in its pixels. flow: [1, 2, h, h] x and y, where to look in the picture, from each place.
 
-    colours: [1, 4, h, h], what to add to the warped picture (3) and what to keep of that before; face: the box beyond
-    which nothing is added and all kept, None: nowhere.
+    colours: [1, 4, h, h], what to add to the warped picture (3) and what to keep of that before; head: the box beyond
+    which nothing is changed; face: that beyond which nothing is added and all kept, None: nowhere.
     """
 
     flow: Tensor
     colours: Tensor
+    head: Box
     face: Box | None
 
 
@@ -83,10 +85,9 @@ class Paster:
             raise ValueError(f"the crop {crop} does not lie in a picture of {width}x{height}")
         self.crop, self.width, self.height = crop, width, height
         self.device = torch.device(device)
-        self.edge = _edge_fade(crop, width, height).to(self.device)  # [h, h]
+        self.edge = edge_fade(crop, width, height).to(self.device)  # [h, h]
         self.original: Original | None = None
 
-    @torch.inference_mode()
     def paste(self, picture: np.ndarray, source: Tensor, target: Tensor, rendered: Rendered) -> np.ndarray:
         """The picture uint8 [H, W, 3] with its face as in `rendered` → uint8 [H, W, 3], a new array.
 
@@ -95,53 +96,43 @@ class Paster:
         """
         self._check(picture, source, target, rendered)
         original = self._original(picture, source)
-        target = target[None].to(original.source)
-        mask = self._mask(original.source, target)
+        begun = _workers().submit(_layers, original, target, rendered.frame, self.edge, self.crop)
         result = picture.copy()
-        box = _box(mask[0, 0] > 0, self.crop)
-        if box is not None:
-            layers = _layers(original, target, rendered.frame[None].to(original.small), mask, self.crop)
-            x0, y0, x1, y1 = box
+        layers = begun.result()
+        if layers is not None:
+            x0, y0, x1, y1 = layers.head
             part = result[self.crop.y0 + y0 : self.crop.y0 + y1, self.crop.x0 + x0 : self.crop.x0 + x1]
-            _compose(original.square, layers, self.crop, box, part)
+            _compose(original.square, layers, self.crop, part)
         return result
 
     def mask(self, source: Tensor, target: Tensor) -> np.ndarray:
         """How far the picture may be changed, float32 [H, W] in 0..1; where it is 0, it is not."""
-        mask = self._mask(source[None].to(self.device), target[None].to(self.device))
+        mask = head_mask(source, target, self.crop.size_px) * self.edge.cpu()
         whole = np.zeros((self.height, self.width), np.float32)
-        box = _box(mask[0, 0] > 0, self.crop)
+        box = _box(mask > 0, self.crop)
         if box is not None:
             x0, y0, x1, y1 = box
-            rows, columns = (_cubic(torch.arange(*ends), self.crop).to(mask) for ends in ((y0, y1), (x0, x1)))
-            part = (rows.abs() > 0).to(mask) @ mask[0, 0] @ (columns.abs() > 0).to(mask).mT
-            part = torch.where(part > 0, (rows @ mask[0, 0] @ columns.mT).clamp(1e-6, 1), part)
-            whole[self.crop.y0 + y0 : self.crop.y0 + y1, self.crop.x0 + x0 : self.crop.x0 + x1] = part.cpu().numpy()
+            rows, columns = (_cubic(torch.arange(*ends), self.crop) for ends in ((y0, y1), (x0, x1)))
+            reached = (rows != 0).float() @ mask @ (columns != 0).float().mT
+            part = torch.where(reached > 0, (rows @ mask @ columns.mT).clamp(1e-6, 1), 0.0)
+            whole[self.crop.y0 + y0 : self.crop.y0 + y1, self.crop.x0 + x0 : self.crop.x0 + x1] = part.numpy()
         return whole
 
-    def _mask(self, source: Tensor, target: Tensor) -> Tensor:
-        """[1, 1, h, h]"""
-        return (head_mask(source[0], target[0], self.crop.size_px) * self.edge)[None, None]
-
     def _original(self, picture: np.ndarray, source: Tensor) -> Original:
-        source = source[None].to(self.device, torch.float32)
         last = self.original
+        source = source[None].to(self.device, torch.float32)
         if last is None or last.picture is not picture:
             c = self.crop
-            square, small = (
-                self._tensor(picture[c.y0 : c.y0 + c.side, c.x0 : c.x0 + c.side]),
-                self._tensor(c.cut(picture)),
-            )
-            self.original = Original(picture, square, small, _tones(small), source)
-        elif not torch.equal(last.source, source):
-            self.original = replace(last, source=source)
-        assert self.original is not None
+            begun = _workers().submit(_tensor, picture[c.y0 : c.y0 + c.side, c.x0 : c.x0 + c.side], self.device)
+            small, tones = _workers().submit(self._small, picture).result()
+            last = Original(picture, begun.result(), small, tones, source)
+        self.original = replace(last, source=source)
         return self.original
 
-    def _tensor(self, picture: np.ndarray) -> Tensor:
-        """uint8 [h, w, 3] → float32 [1, 3, h, w]."""
-        pixels = torch.from_numpy(picture.copy()).to(self.device)
-        return pixels.movedim(-1, 0)[None].to(torch.float32, memory_format=torch.contiguous_format)
+    @torch.inference_mode()
+    def _small(self, picture: np.ndarray) -> tuple[Tensor, Tensor]:
+        small = _tensor(self.crop.cut(picture), self.device)
+        return small, _tones(small)
 
     def _check(self, picture: np.ndarray, source: Tensor, target: Tensor, rendered: Rendered) -> None:
         if picture.shape != (self.height, self.width, 3) or picture.dtype != np.uint8:
@@ -158,73 +149,25 @@ class Paster:
             raise ValueError(f"a frame of this crop is [3, {h}, {h}], got {list(rendered.frame.shape)}")
 
 
+@torch.inference_mode()
+def _tensor(picture: np.ndarray, device: torch.device) -> Tensor:
+    """uint8 [h, w, 3] → float32 [1, 3, h, w]."""
+    pixels = torch.from_numpy(picture.copy()).to(device)
+    return pixels.movedim(-1, 0)[None].to(torch.float32, memory_format=torch.contiguous_format)
+
+
 # ---- in the renderer's pixels ---------------------------------------------------------------------------------------
 
 
-def head_mask(source: Tensor, target: Tensor, size_px: int) -> Tensor:
-    """A head's old and new place, from landmarks [68, 2] of both: float32 [h, h], 1 within, 0 from a feather away."""
-    each = [points.double().cpu().numpy() for points in (source, target)]
-    unit = max(_upwards(points)[1] for points in each)
-    corners = np.concatenate([_head_outline(points) for points in each])
-    return _feathered(corners, HAIR_GROW * unit, HEAD_FEATHER * unit, size_px).to(source.device)
-
-
-def face_mask(target: Tensor, size_px: int) -> Tensor:
-    """As `head_mask`, of the face alone, where it is in the frame."""
-    points = target.double().cpu().numpy()
-    unit = _upwards(points)[1]
-    return _feathered(points, FACE_GROW * unit, FACE_FEATHER * unit, size_px).to(target.device)
-
-
-def _upwards(points: np.ndarray) -> tuple[np.ndarray, float]:
-    """The face's upward direction [2] and the height of its landmarks along it."""
-    up = points[17:27].mean(axis=0) - points[8]
-    up = up / max(float(np.linalg.norm(up)), 1e-6)
-    along = points @ up
-    return up, max(float(along.max() - along.min()), 1.0)
-
-
-def _head_outline(points: np.ndarray) -> np.ndarray:
-    """Landmarks with points around hair and neck added, [N, 2]."""
-    up, height = _upwards(points)
-    top = (points @ up).max() + (FOREHEAD + HAIR * (1 + FOREHEAD)) * height
-    # Round: lowest above the ears, highest above the middle of the brows.
-    rise = {0: 0.45, 16: 0.45, 17: 0.85, 26: 0.85, 19: 0.97, 24: 0.97, 21: 1.0, 22: 1.0}
-    hair = [points[k] + part * (top - points[k] @ up) * up for k, part in rise.items()]
-    return np.concatenate([points, hair, points[4:13] - NECK * height * up])
-
-
-def _feathered(points: np.ndarray, grow: float, feather: float, size_px: int) -> Tensor:
-    """1 in the points' convex hull grown by `grow` pixels, 0 from `feather` pixels away: float32 [h, h]."""
-    try:
-        sides = ConvexHull(points).equations.astype(np.float32)  # [K, 3]: outward normals, and offsets
-    except QhullError as error:
-        raise ValueError("landmarks that lie in one line are no face: detect them again") from error
-    n = max(size_px // 4, 2)  # the distance is smooth
-    at = np.linspace(0, size_px - 1, n, dtype=np.float32)
-    by_column, by_row = sides[:, :1] * at, sides[:, 1:2] * at + sides[:, 2:]
-    away = torch.from_numpy((by_row[:, :, None] + by_column[:, None]).max(axis=0))  # of the farthest side, [n, n]
-    away = F.interpolate(away[None, None], (size_px, size_px), mode="bilinear", align_corners=True)[0, 0]
-    return _smooth_step(1 - (away - grow) / max(feather, 1.0))
-
-
-def _edge_fade(crop: Crop, width: int, height: int) -> Tensor:
-    """1 inside the crop, falling to 0 before those of its sides behind which the picture goes on: [h, h]."""
-    at = torch.arange(crop.size_px, dtype=torch.float32)
-    ends = crop.size_px - 1 - at
-    fades = []
-    for low, high, side in ((crop.y0, crop.y0 + crop.side, height), (crop.x0, crop.x0 + crop.side, width)):
-        inward = torch.full_like(at, torch.inf)
-        inward = torch.minimum(inward, at) if low > 0 else inward
-        inward = torch.minimum(inward, ends) if high < side else inward
-        # The last pixels are not touched at all: what is scaled up reaches two pixels further.
-        fades.append(_smooth_step((inward - 3) / (MARGIN * crop.size_px)))
-    return fades[0][:, None] * fades[1]
-
-
-def _layers(original: Original, target: Tensor, frame: Tensor, mask: Tensor, crop: Crop) -> Layers:
-    """mask: of the head, [1, 1, h, h]."""
+@torch.inference_mode()
+def _layers(original: Original, target: Tensor, frame: Tensor, edge: Tensor, crop: Crop) -> Layers | None:
+    """None where nothing of the head lies in the crop. target: [68, 2]; frame: [3, h, h]; edge: [h, h]."""
+    frame, target = frame[None].to(original.small), target[None].to(original.source)
     height, width = frame.shape[-2:]
+    mask = head_mask(original.source[0], target[0], height)[None, None] * edge
+    box = _box(mask[0, 0] > 0, crop)
+    if box is None:
+        return None
     grid = warp.backward_grid(original.source, target, height, width)
     warped = warp.apply(original.small, grid)
     frame = warped + _in_tones(frame - warped, original.tones)
@@ -234,7 +177,7 @@ def _layers(original: Original, target: Tensor, frame: Tensor, mask: Tensor, cro
     kept = 1 - face * (1 - _detail(frame, warped) * (1 - inner))
     added = face * kept * _slow(frame - warped - cast) + (1 - kept) * (frame - cast)
     flow = (grid - _pixels(height, width, grid)).movedim(-1, 1)
-    return Layers(mask * flow, torch.cat([added, kept], dim=1), _box(face[0, 0] > 0, crop))
+    return Layers(mask * flow, torch.cat([added, kept], dim=1), box, _box(face[0, 0] > 0, crop))
 
 
 def _detail(frame: Tensor, warped: Tensor) -> Tensor:
@@ -256,7 +199,7 @@ def _mouth_moved(source: Tensor, target: Tensor) -> Tensor:
     """0 where the lips keep their shape, 1 where they changed it by 2 pixels: [1, 1, 1, 1]."""
     move = (target - source)[:, 48:]
     change = (move - move.mean(dim=1, keepdim=True)).norm(dim=-1).amax(dim=1)
-    return _smooth_step((change - 0.25) / 1.75).view(-1, 1, 1, 1)
+    return smooth_step((change - 0.25) / 1.75).view(-1, 1, 1, 1)
 
 
 def _cast(difference: Tensor, mask: Tensor) -> Tensor:
@@ -309,11 +252,6 @@ def _blur(x: Tensor, sigma_px: float) -> Tensor:
     return F.conv2d(F.pad(x, (0, 0, reach, reach), mode="replicate"), kernel[..., None], groups=x.shape[1])
 
 
-def _smooth_step(x: Tensor) -> Tensor:
-    x = x.clamp(0, 1)
-    return x * x * (3 - 2 * x)
-
-
 def _pixels(height: int, width: int, like: Tensor) -> Tensor:
     ys, xs = (torch.arange(n, dtype=like.dtype, device=like.device) for n in (height, width))
     return torch.stack(torch.meshgrid(xs, ys, indexing="xy"), dim=-1)
@@ -349,18 +287,20 @@ def _cubic(at: Tensor, crop: Crop) -> Tensor:
     return inner.float()
 
 
-def _compose(square: Tensor, layers: Layers, crop: Crop, box: Box, out: np.ndarray) -> None:
-    """The box of the square, made of the layers, into `out`, uint8 [rows, columns, 3].
+def _compose(square: Tensor, layers: Layers, crop: Crop, out: np.ndarray) -> None:
+    """The head's box of the square, made of the layers, into `out`, uint8 [rows, columns, 3].
 
     Strip by strip, which stays in the processor's cache and takes half as long.
     """
-    x0, y0, x1, y1 = box
-    flow = _Enlarged(layers.flow * (crop.side / crop.size_px), crop, box)
+    x0, y0, x1, y1 = layers.head
+    flow = _Enlarged(layers.flow * (crop.side / crop.size_px), crop, layers.head)
     inner = None if layers.face is None else (layers.face, _Enlarged(layers.colours, crop, layers.face))
     to_unit = 2 / max(crop.side - 1, 1)
     xs, ys = (torch.arange(*ends, dtype=torch.float32, device=square.device) for ends in ((x0, x1), (y0, y1)))
     result = torch.from_numpy(out)
-    for first in range(y0, y1, STRIP):
+
+    @torch.inference_mode()
+    def strip(first: int) -> None:
         last = min(first + STRIP, y1)
         part = flow.rows(first, last)  # [1, 2, rows, columns]
         grid = part.new_empty(1, last - first, x1 - x0, 2)
@@ -375,6 +315,23 @@ def _compose(square: Tensor, layers: Layers, crop: Crop, box: Box, out: np.ndarr
                 added = colours.rows(top, bottom)
                 made[..., top - first : bottom - first, fx0 - x0 : fx1 - x0].mul_(added[:, 3:]).add_(added[:, :3])
         result[first - y0 : last - y0] = made.round_().clamp_(0, 255)[0].movedim(0, -1)
+
+    deque(_workers().map(strip, range(y0, y1, STRIP)), maxlen=0)  # raises what a strip raises
+
+
+@cache
+def _workers() -> ThreadPoolExecutor:
+    """As many threads as torch has, each of which computes alone.
+
+    Torch's own threads wait for each other after every operation: with an encoder's threads on the same cores, a frame
+    takes ten times as long.
+    """
+    n = torch.get_num_threads()
+    started = Barrier(n)
+    pool = ThreadPoolExecutor(n, "paste", torch.set_num_threads, (1,))
+    deque(pool.map(lambda _: started.wait(), range(n)), maxlen=0)
+    torch.set_num_threads(n)  # the number for this thread and those that come was not meant
+    return pool
 
 
 class _Enlarged:

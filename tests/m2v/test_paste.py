@@ -11,7 +11,8 @@ from common.face import warp
 from common.face.framing import Crop
 from common.face.model import FaceModel
 from m2v import paste
-from m2v.paste import Paster, face_mask, head_mask
+from m2v.masks import face_mask, head_mask
+from m2v.paste import Paster
 from m2v.rendered import Rendered
 
 SIDE = 256
