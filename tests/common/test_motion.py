@@ -215,3 +215,26 @@ def test_damaged_files_are_refused_or_read_whole(tmp_path: Path, data: st.DataOb
         assert "bad.npz" in str(error)
     else:  # the damage hit a byte that says nothing (a time stamp)
         assert torch.equal(again.posed(), motion.posed())
+
+
+@pytest.mark.parametrize("fps", [23.976, 25.0, 29.97, 60.0])
+def test_at_another_rate_the_same_movement_is_seen(fps: float) -> None:
+    n_frames = 50
+    frames = torch.arange(n_frames)
+    landmarks = torch.sin(2 * torch.pi * 1.5 * (frames + 0.5) / 25)[:, None, None].expand(-1, 68, 3)
+    pose = Pose(torch.ones(n_frames), torch.eye(3).repeat(n_frames, 1, 1), torch.zeros(n_frames, 2))
+    motion = Motion(landmarks, torch.zeros(68, 3), pose, 25.0, (256, 256))
+    wanted = round(motion.duration_s * fps)
+    seen = motion.landmarks_at(fps, wanted)
+    time_s = (torch.arange(wanted) + 0.5) / fps
+    within = (time_s > 0.04) & (time_s < 1.96)  # ends are held, not continued
+    assert (seen[:, 0, 0] - torch.sin(2 * torch.pi * 1.5 * time_s))[within].abs().max() < 0.01
+    assert torch.equal(motion.landmarks_at(25.0, n_frames), motion.landmarks)
+
+
+@pytest.mark.parametrize("n_frames", [1, 2, 3])
+def test_a_few_frames_have_any_rate_too(n_frames: int) -> None:
+    pose = Pose(torch.ones(n_frames), torch.eye(3).repeat(n_frames, 1, 1), torch.zeros(n_frames, 2))
+    motion = Motion(torch.rand(n_frames, 68, 3), torch.zeros(68, 3), pose, 25.0, (256, 256))
+    seen = motion.landmarks_at(60.0, 7)
+    assert seen.shape == (7, 68, 3) and torch.allclose(seen[0], motion.landmarks[0], atol=1e-6)
