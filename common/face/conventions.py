@@ -85,6 +85,9 @@ def to_model(points: Tensor, convention: str, model: FaceModel, height: int) -> 
     return torch.cat([points, depth[..., 2:] - depth[..., 2:].mean(dim=1, keepdim=True)], dim=-1)
 
 
+PARTS = ("mean", "low", "high", "offset", "slope")
+
+
 @dataclass(frozen=True)
 class Correction:
     """An offset of every point that varies with the skull's look: its turn, and the shape of this person.
@@ -102,11 +105,10 @@ class Correction:
 
     def __call__(self, points: Tensor) -> Tensor:
         """Image landmarks [..., 68, 2 or 3] -> the same, corrected; depth stays."""
+        mean, low, high, offset, slope = (getattr(self, part).to(points.device) for part in PARTS)
         origin, axes = eye_frame(points)
-        seen = features(in_frame(points, origin, axes)).to(self.mean.dtype)
-        moved = self.offset + torch.einsum(
-            "...f,fpc->...pc", seen.clamp(min=self.low, max=self.high) - self.mean, self.slope
-        )
+        seen = features(in_frame(points, origin, axes)).to(mean.dtype).clamp(min=low, max=high)
+        moved = offset + torch.einsum("...f,fpc->...pc", seen - mean, slope)
         shift = moved.to(points.dtype) @ axes.mT  # pixels [..., 68, 2]
         return points + torch.nn.functional.pad(shift, (0, points.shape[-1] - 2))
 
@@ -171,14 +173,11 @@ def features(shape: Tensor) -> Tensor:
     return torch.cat([shape[..., STILL, :].flatten(-2), *powers], dim=-1)
 
 
-_PARTS = ("mean", "low", "high", "offset", "slope")
-
-
 def save(folder: Path, mapping: Mapping) -> None:
     """Write model.safetensors and config.json; raises InputError where it can't."""
     state = {"skull_offset": mapping.skull_offset}
     for name, correction in (("to_ibug68", mapping.to_ibug68), ("from_ibug68", mapping.from_ibug68)):
-        state |= {f"{name}.{part}": getattr(correction, part) for part in _PARTS}
+        state |= {f"{name}.{part}": getattr(correction, part) for part in PARTS}
     weights.save(folder, state, {"format": FORMAT}, torch.float32)
 
 
@@ -193,7 +192,7 @@ def load(name_or_path: str | Path) -> Mapping:
     if config.get("format") != FORMAT:
         raise InputError(f"{name_or_path} is no mapping of landmarks of this version: make it again.")
     to_ibug68, from_ibug68 = (
-        Correction(*(state[f"{name}.{part}"] for part in _PARTS)) for name in ("to_ibug68", "from_ibug68")
+        Correction(*(state[f"{name}.{part}"] for part in PARTS)) for name in ("to_ibug68", "from_ibug68")
     )
     return Mapping(to_ibug68, from_ibug68, state["skull_offset"])
 

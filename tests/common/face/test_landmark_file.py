@@ -132,6 +132,6 @@ def test_depth_that_a_file_has_is_kept_and_falls_towards_the_camera() -> None:
     """Whichever way round the file has it: FaceMesh's falls, face-alignment's grows."""
     model = FaceModel.builtin()
     deep = np.concatenate([FACE, -60 * model.mean[:, 2:].numpy()], axis=1)
-    for given in (deep, deep * np.array([1, 1, -1], np.float32)):
-        assert np.array_equal(as_model_has_them(LandmarkFile(given), None, 600, model), deep)
-        assert np.array_equal(as_model_has_them(LandmarkFile(given, IBUG68), None, 600, model)[:, 2], deep[:, 2])
+    for brought in (deep, deep * np.array([1, 1, -1], np.float32)):
+        assert np.array_equal(as_model_has_them(LandmarkFile(brought), None, 600, model), deep)
+        assert np.array_equal(as_model_has_them(LandmarkFile(brought, IBUG68), None, 600, model)[:, 2], deep[:, 2])
