@@ -41,23 +41,22 @@ class Follower:
     lost face is looked for again where it was; after `MAX_GAP_S`, and after a scene cut, the largest one is taken. Who
     a face belongs to is not known: two people who change places within a shot are told apart by place and size alone.
 
-    shot: how many scene cuts there were so far.
+    shot: the number of the scene that the last frame belongs to; a flash, or another picture of no more than
+    `MAX_GAP_S`, interrupts a scene and doesn't end it. n_shots: how many scenes there were so far.
     """
 
     def __init__(self, fps: float):
-        self.shot = 0
+        self.shot, self.n_shots = 0, 1
         self._forget_after = MAX_GAP_S * fps
         self._last: Tensor | None = None  # [1, 68, 3]
         self._n_lost = 0
-        self._before: np.ndarray | None = None
+        self._before: np.ndarray | None = None  # thumbnail of the frame before
+        self._interrupted: tuple[int, Tensor | None, np.ndarray] | None = None  # shot, landmarks, thumbnail
+        self._n_since = 0  # frames since the interruption
 
     def see(self, frame: np.ndarray) -> np.ndarray | None:
         """Landmarks float32 [68, 3] in pixels of the next frame uint8 [H, W, 3], or None where the face is lost."""
-        seen = thumbnail(frame)
-        if self._before is not None and likeness(seen, self._before) < SAME_SHOT:
-            self.shot += 1
-            self._last, self._n_lost = None, 0
-        self._before = seen
+        self._look_for_cut(thumbnail(frame))
         points, score = None, 0.0
         if self._last is not None:
             guess, _ = detect.look(frame, detect.upright(self._last))
@@ -72,6 +71,23 @@ class Follower:
             return None
         self._last, self._n_lost = points, 0
         return points[0].numpy()
+
+    def _look_for_cut(self, seen: np.ndarray) -> None:
+        """Begin a new scene, or go back to the one that was interrupted, where this frame's thumbnail says so."""
+        self._n_since += 1
+        if self._before is not None and likeness(seen, self._before) < SAME_SHOT:
+            interrupted, self._interrupted = self._interrupted, None
+            if (
+                interrupted is not None
+                and self._n_since <= self._forget_after
+                and likeness(seen, interrupted[2]) >= SAME_SHOT
+            ):
+                self.shot, self._last, _ = interrupted
+            else:
+                self._interrupted, self._n_since = (self.shot, self._last, self._before), 0
+                self.shot, self._last, self.n_shots = self.n_shots, None, self.n_shots + 1
+            self._n_lost = 0
+        self._before = seen
 
 
 def track_frames(frames: Iterable[np.ndarray], fps: float = 25.0) -> Iterator[np.ndarray | None]:
@@ -126,19 +142,19 @@ def bridge_gaps(
     """Interpolate over frames without a face → landmarks [T, 68, 2 or 3], the frames kept, how many were filled in.
 
     Frames before the first and after the last sight of the face are cut; of a track broken for more than `MAX_GAP_S`,
-    or by a scene cut (shots: a number for every frame), the longest part stays. Raises InputError when no frame has a
-    face.
+    or by a scene cut (shots: the number of its scene for every frame), the longest part stays; frames of another scene
+    within it count as frames without a face. Raises InputError when no frame has a face.
     """
     seen = np.array([points is not None for points in landmarks])
-    at = np.flatnonzero(seen)
-    if len(at) == 0:
+    if not seen.any():
         raise InputError(
             "no face was found in any frame: use a video in which a face is seen, upright and not too small"
         )
-    is_break = np.diff(at) > MAX_GAP_S * fps + 1
-    if shots is not None:
-        is_break |= np.diff(np.asarray(shots)[at]) != 0
-    parts = np.split(at, np.flatnonzero(is_break) + 1)
+    of_frame = np.zeros(len(landmarks), int) if shots is None else np.asarray(shots)
+    parts: list[np.ndarray] = []
+    for shot in dict.fromkeys(of_frame[seen].tolist()):
+        at = np.flatnonzero(seen & (of_frame == shot))
+        parts += np.split(at, np.flatnonzero(np.diff(at) > MAX_GAP_S * fps + 1) + 1)
     longest = max(parts, key=lambda part: part[-1] - part[0])
     first, end = int(longest[0]), int(longest[-1]) + 1
     known = np.stack([landmarks[k] for k in longest])
@@ -199,11 +215,12 @@ def track(video_path: Path, detector: str = "builtin", smooth_s: float = SMOOTH_
     except InputError as error:
         raise InputError(f"{video_path}: {error}") from None
     if n_filled or kept.stop - kept.start < len(landmarks):
-        cuts = f" and there are {shots[-1]} scene cuts" if shots[-1] else ""
+        cuts = f" or in one scene ({follower.n_shots})" if follower.n_shots > 1 else ""
         log.warning(
-            "%s: frames %d to %d of %d are used, %d of them interpolated, since the face was not seen in all%s",
+            "%s: frames %d to %d of %d are used, %d of them interpolated, since the face was not seen in all of them%s",
             *(video_path, kept.start, kept.stop - 1, len(landmarks), n_filled, cuts),
         )
+    of_part = [each if shot == shots[kept.start] else None for each, shot in zip(landmarks, shots, strict=True)][kept]
     convention = detect.CONVENTION_OF[detector]
     seen = torch.from_numpy(smooth(points, fps, smooth_s))
     lm3d, pose = frontalise(to_model(seen, convention, model, size[1]), size[1], model)
@@ -214,7 +231,7 @@ def track(video_path: Path, detector: str = "builtin", smooth_s: float = SMOOTH_
         "smoothing_s": smooth_s,
         "source": video_path.name,
         "first_frame": kept.start,
-        "interpolated_frames": missing_ranges(landmarks[kept]),
+        "interpolated_frames": missing_ranges(of_part),
     }
     try:
         return Motion(lm3d, model.mean, pose, fps, size, model.name, model.convention, provenance)

@@ -80,12 +80,25 @@ def test_the_same_person_is_followed_while_another_comes_and_goes(portrait: np.n
 
 def test_a_scene_cut_starts_anew_with_the_largest_face(portrait: np.ndarray) -> None:
     other = np.asarray(Image.fromarray(data.astronaut()[:260, 80:380]))
-    follower = Follower(fps=25)
+    follower = Follower(fps=2.5)  # two frames are longer than an interruption
     shots = []
     for frame in [portrait, portrait, other, other, portrait]:
         assert follower.see(frame) is not None
         shots.append(follower.shot)
     assert shots == [0, 0, 1, 1, 2]
+
+
+def test_a_flash_interrupts_a_scene_and_does_not_end_it(tmp_path: Path, portrait: np.ndarray) -> None:
+    """A white frame, and four of another person, at 25 frames/s; twelve of the other are another scene."""
+    other = np.ascontiguousarray(data.astronaut()[:260, 80:380])
+    flash = np.full_like(portrait, 250)
+    follower, shots = Follower(fps=25), []
+    for frame in [portrait, flash, portrait, *[other] * 4, portrait, *[other] * 12, portrait]:
+        follower.see(frame)
+        shots.append(follower.shot)
+    assert shots == [0, 1, 0, 2, 2, 2, 2, 0, *[3] * 12, 4] and follower.n_shots == 5
+    motion = track(write_video(tmp_path / "flash.mp4", [portrait] * 3 + [flash] + [portrait] * 2 + [other] * 2))
+    assert motion.n_frames == 6 and motion.provenance["interpolated_frames"] == [[3, 3]]
 
 
 def test_light_and_small_movements_are_no_scene_cut(portrait: np.ndarray) -> None:
