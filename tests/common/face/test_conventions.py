@@ -1,6 +1,7 @@
 """What the 68 points mean, and the measured mapping between conventions."""
 
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -177,11 +178,29 @@ def test_any_other_file_of_pairs_is_one_sentence(content: bytes, tmp_path_factor
         Pairs.load(path)
 
 
-# What face-alignment 1.5's 3D network says of one photograph (its own test's reference values, every fourth point
-# here; z as it gives it): the depth of the network is positive towards the camera and of the same scale as x.
+def test_pairs_need_a_predictor_and_dlib_and_say_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["pairs", "--data", str(tmp_path), "--out", str(tmp_path / "pairs.npz"), "--predictor"]
+    (tmp_path / "predictor.dat").write_bytes(b"not a predictor")
+    monkeypatch.setitem(sys.modules, "dlib", None)  # as if it were not installed
+    for path, wanted in (("nowhere.dat", "no shape predictor"), ("predictor.dat", "uv pip install dlib-bin")):
+        with pytest.raises(SystemExit) as error:
+            conventions.main([*command, str(tmp_path / path)])
+        assert error.value.code == 2 and wanted in capsys.readouterr().err
+    assert not (tmp_path / "pairs.npz").exists()
+
+
+def test_too_few_people_are_no_measurement() -> None:
+    pairs = synthetic_pairs(8)
+    with pytest.raises(InputError, match="more people"):
+        fit_mapping(pairs)
+
+
+# What face-alignment's 3D network says of one photograph: some of the reference values of that package's own test.
 FACE_ALIGNMENT_3D = {0: (137, 240, -85.9), 4: (152, 327, -53.8), 8: (212, 360, 38.7), 12: (302, 333, -29.4)}
 FACE_ALIGNMENT_3D |= {16: (335, 252, -53.9), 20: (188, 198, 24.7), 24: (269, 201, 34.2), 28: (218, 237, 48.3)}
-FACE_ALIGNMENT_3D |= {30: (215, 261, 63.4), 36: (170, 228, 7.2), 45: (278, 231, 27.0), 48: (170 + 15, 306, 29.9)}
+FACE_ALIGNMENT_3D |= {30: (215, 261, 63.4), 36: (170, 228, 7.2), 45: (278, 231, 27.0), 48: (185, 306, 29.9)}
 FACE_ALIGNMENT_3D |= {54: (248, 309, 38.2), 57: (224, 315, 52.6)}
 
 
