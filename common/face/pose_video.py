@@ -9,7 +9,7 @@ the driver holds the head as the picture does: nobody's size in pixels, picture 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -25,7 +25,7 @@ from common.face.model import FaceModel
 from common.face.pos import Pose
 from common.face.reenact import nearest_pose, relative_pose
 from common.face.rotations import slerp
-from common.face.track import MAX_GAP_S, track_frames
+from common.face.track import MAX_GAP_S, Follower
 from common.media import VideoReader, exact_fps
 from common.motion import Motion
 
@@ -111,46 +111,58 @@ def played(time_s: np.ndarray, length_s: float, end: PoseEnd) -> np.ndarray:
 def read_pose(video_path: Path, model: FaceModel) -> PoseTrack:
     """Follow the largest face of a video, whatever its rate, constant or not, and find its pose in every frame.
 
-    Where the face is gone for more than `MAX_GAP_S`, the longest part is used and a warning says so; shorter gaps are
-    interpolated. Memory: the landmarks, 0.8 KB a frame. Raises InputError where no frame has a face.
+    Where the face is gone for more than `MAX_GAP_S`, or the scene changes, the longest part is used and a warning says
+    so; shorter gaps are interpolated. Memory: the landmarks, 0.8 KB a frame. Raises InputError where no frame has a
+    face.
     """
     times: list[float] = []
+    landmarks: list[np.ndarray | None] = []
+    shots: list[int] = []
     with VideoReader(video_path) as video:
-        rate, height = float(video.fps), video.height
-
-        def frames() -> Iterator[np.ndarray]:
-            for time_s, frame in video:
-                times.append(time_s)
-                yield frame
-
-        landmarks = list(track_frames(frames(), rate))  # one for each of the times
+        follower, height = Follower(float(video.fps)), video.height
+        for time_s, frame in video:
+            times.append(time_s)
+            landmarks.append(follower.see(frame))
+            shots.append(follower.shot)
     try:
-        track = pose_track(landmarks, np.array(times), height, model)
+        track = pose_track(landmarks, np.array(times), height, model, shots)
     except InputError as error:
         raise InputError(f"{video_path}: {error}") from None
     used_s = float(track.time_s[-1] - track.time_s[0])
     if times[-1] - times[0] - used_s > MAX_GAP_S:
         log.warning(
-            "%s: the head is followed for %.1f s of %.1f s, since the face was not seen in all",
+            "%s: the head is followed for %.1f s of %.1f s, since the face was not seen in all%s",
             *(video_path, used_s, times[-1] - times[0]),
+            f" or in one scene ({follower.n_shots})" if follower.n_shots > 1 else "",
         )
     return track
 
 
-def pose_track(landmarks: Sequence[np.ndarray | None], times_s: np.ndarray, height: int, model: FaceModel) -> PoseTrack:
+def pose_track(
+    landmarks: Sequence[np.ndarray | None],
+    times_s: np.ndarray,
+    height: int,
+    model: FaceModel,
+    shots: Sequence[int] | None = None,
+) -> PoseTrack:
     """Landmarks [68, 3] (y down, pixels) or None of frames that begin at times [T] -> the poses where a face was seen.
 
-    Of a track broken for more than `MAX_GAP_S` the longest part is kept; it begins the time of the result. Landmarks
-    are smoothed over `SMOOTHING_S` first. Raises InputError when no frame has a face.
+    Of a track broken for more than `MAX_GAP_S`, or by a scene cut (shots: the number of every frame's scene), the
+    longest part is kept; it begins the time of the result. Landmarks are smoothed over `SMOOTHING_S` first. Raises
+    InputError when no frame has a face.
     """
-    seen = np.flatnonzero([points is not None for points in landmarks])
-    if len(seen) == 0:
+    seen = np.array([points is not None for points in landmarks])
+    if not seen.any():
         raise InputError(
             "no face was found in any frame: use a video in which a face is seen, upright and not too small"
         )
     frame_s = float(np.median(np.diff(times_s))) if len(times_s) > 1 else 0.04
-    breaks = np.flatnonzero(np.diff(times_s[seen]) > MAX_GAP_S + 1.5 * frame_s)
-    part = max(np.split(seen, breaks + 1), key=lambda each: times_s[each[-1]] - times_s[each[0]])
+    of_frame = np.zeros(len(seen), int) if shots is None else np.asarray(shots)
+    parts: list[np.ndarray] = []
+    for shot in np.unique(of_frame[seen]):
+        at = np.flatnonzero(seen & (of_frame == shot))
+        parts += np.split(at, np.flatnonzero(np.diff(times_s[at]) > MAX_GAP_S + 1.5 * frame_s) + 1)
+    part = max(parts, key=lambda each: times_s[each[-1]] - times_s[each[0]])
     begin_s = times_s[part] - times_s[part[0]]
     points = smooth_at(np.stack([landmarks[k] for k in part]), begin_s)
     _, pose = frontalise(torch.from_numpy(points), height, model)

@@ -201,6 +201,17 @@ def test_short_gaps_are_crossed_and_long_ones_cut() -> None:
         pose_track([None] * 3, times_s[:3], 256, MODEL)
 
 
+def test_a_scene_cut_ends_the_track_and_a_cutaway_is_crossed() -> None:
+    times_s = np.arange(60) / 25
+    points = seen(path_of(torch.from_numpy(times_s) + 0.02))
+    shots = [0] * 20 + [1] * 30 + [2] * 10
+    shots[30:33] = [3] * 3
+    track = pose_track(points, times_s, 256, MODEL, shots)
+    truth = path_of(torch.arange(30) / 25 + 20 / 25 + 0.02)
+    assert len(track.time_s) == 27
+    assert float(angle_rad(track.at(30, 25).rotation, truth.rotation).max()) < 0.01
+
+
 @pytest.mark.parametrize("fps", [Fraction(24000, 1001), Fraction(30)])
 def test_a_video_is_read_at_its_own_times(tmp_path: Path, fps: Fraction) -> None:
     picture = np.asarray(Image.fromarray(read_picture(PORTRAIT)[:260, :300]).resize((150, 130)))
