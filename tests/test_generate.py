@@ -20,7 +20,6 @@ from common.errors import InputError
 from common.face import conventions, detect
 from common.face.framing import ReferencePicture
 from common.face.model import FaceModel
-from common.face.pose_video import PoseEnd
 from common.face.track import track
 from common.media import VideoReader, VideoWriter, read_audio, read_picture, write_picture
 from common.motion import Motion
@@ -282,7 +281,7 @@ def test_the_choices_of_the_flags_are_those_of_the_library() -> None:
     """They are written out in common/request.py, which must not wait for torch."""
     assert request.DETECTORS == detect.BACK_ENDS
     assert request.CONVENTIONS == conventions.CONVENTIONS
-    assert request.POSE_ENDS == get_args(playback.End) == get_args(PoseEnd)
+    assert request.POSE_ENDS == get_args(playback.End)
 
 
 def test_of_several_pictures_the_one_with_the_mouth_closed_is_used(

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -28,10 +27,11 @@ from common.face.rotations import slerp
 from common.face.track import MAX_GAP_S, Follower
 from common.media import VideoReader, exact_fps
 from common.motion import Motion
+from common.playback import End
 
 log = logging.getLogger(__name__)
 
-PoseEnd = Literal["loop", "hold"]
+
 EASE_S = 0.4  # half the time in which a head that turns back or stops does so
 SMOOTHING_S = 0.2
 
@@ -55,7 +55,7 @@ class PoseTrack:
         if not self.time_s.isfinite().all() or not (self.time_s.diff() > 0).all():
             raise ValueError("the times of a pose track must be finite and rise from frame to frame")
 
-    def at(self, n_frames: int, fps: Fraction | float, end: PoseEnd = "loop") -> Pose:
+    def at(self, n_frames: int, fps: Fraction | float, end: End = "loop") -> Pose:
         """The pose in the middle of n_frames frames at a constant rate: Pose [n_frames].
 
         Rotations go from frame to frame at constant speed (slerp), the logarithm of the scale and the translation on
@@ -78,7 +78,7 @@ class PoseTrack:
         )
 
 
-def played(time_s: np.ndarray, length_s: float, end: PoseEnd) -> np.ndarray:
+def played(time_s: np.ndarray, length_s: float, end: End) -> np.ndarray:
     """Which moment [N] of a recording of length_s is shown at times [N], both from its start; times may be unordered.
 
     Where no time is beyond the end, they are the moments. Else the recording is played to and fro (`loop`) or holds its
@@ -193,7 +193,7 @@ def smooth_at(values: np.ndarray, times_s: np.ndarray, window_s: float = SMOOTHI
 # ---- to a Motion ----------------------------------------------------------------------------------------------------
 
 
-def follow(motion: Motion, track: PoseTrack, model: FaceModel, end: PoseEnd = "loop") -> Motion:
+def follow(motion: Motion, track: PoseTrack, model: FaceModel, end: End = "loop") -> Motion:
     """The same Motion with the head of a driving video: its mouth, blinks and brows stay, its pose is replaced.
 
     The driver's poses are taken relative to the one that equals the picture (`common.face.reenact.nearest_pose`), which

@@ -63,6 +63,8 @@ def test_a_pass_may_begin_anywhere(video: Path) -> None:
         whole = list(reader.frames_at(FPS))
         for first in (0, 1, 49, 50, 51, 149):
             part = list(reader.frames_at(FPS, first))
-            assert len(part) == N - first and all(np.array_equal(a, b) for a, b in zip(part, whole[first:], strict=True))
+            assert len(part) == N - first and all(
+                np.array_equal(a, b) for a, b in zip(part, whole[first:], strict=True)
+            )
         other = list(reader.frames_at(25))
         assert np.array_equal(np.stack(list(reader.frames_at(25, 60))), np.stack(other[60:]))

@@ -17,17 +17,18 @@ from torch import Tensor
 from common.errors import InputError
 from common.face.model import FaceModel
 from common.face.pos import Pose, flip_image
-from common.face.pose_video import EASE_S, PoseEnd, PoseTrack, follow, played, pose_track, read_pose, smooth_at
+from common.face.pose_video import EASE_S, PoseTrack, follow, played, pose_track, read_pose, smooth_at
 from common.face.rotations import angle_rad, euler_rad, from_euler_rad
 from common.face.track import smooth
 from common.media import VideoWriter, read_picture
 from common.motion import Motion, Reference
+from common.playback import End
 
 PORTRAIT = Path(__file__).parents[3] / "examples" / "portrait.jpg"
 MODEL = FaceModel.builtin()
 RATES = [Fraction(24000, 1001), Fraction(24), Fraction(25), Fraction(30000, 1001), Fraction(30), Fraction(60000, 1001)]
 rates = st.sampled_from([Fraction(10), *RATES])
-ends: st.SearchStrategy[PoseEnd] = st.sampled_from(["loop", "hold"])
+ends: st.SearchStrategy[End] = st.sampled_from(["loop", "hold"])
 
 
 def path_of(time_s: Tensor) -> Pose:
@@ -64,7 +65,7 @@ def assert_same_pose(one: Pose, other: Pose, px: float = 2e-3) -> None:
 @given(fps=rates, T=st.integers(1, 200), data=st.data(), end=ends)
 @settings(deadline=None, max_examples=50)
 def test_at_the_videos_own_rate_every_frame_is_taken_as_it_is(
-    fps: Fraction, T: int, data: st.DataObject, end: PoseEnd
+    fps: Fraction, T: int, data: st.DataObject, end: End
 ) -> None:
     track, n_frames = constant_rate(fps, T), data.draw(st.integers(1, T))
     assert_same_pose(track.at(n_frames, fps, end), track.pose[:n_frames])
@@ -108,9 +109,7 @@ def test_between_frames_the_head_is_between_their_poses(fps: Fraction, other: Fr
 
 @given(length_s=st.floats(0.04, 100), end=ends, times_s=st.lists(st.floats(0, 1e4), min_size=1, max_size=40))
 @settings(deadline=None)
-def test_what_is_played_lies_in_the_video_and_goes_no_faster(
-    length_s: float, end: PoseEnd, times_s: list[float]
-) -> None:
+def test_what_is_played_lies_in_the_video_and_goes_no_faster(length_s: float, end: End, times_s: list[float]) -> None:
     times = np.sort(np.array([*times_s, length_s + 1]))
     at = played(times, length_s, end)
     assert (at >= 0).all() and (at <= length_s + 1e-9).all()
@@ -121,7 +120,7 @@ def test_what_is_played_lies_in_the_video_and_goes_no_faster(
 
 @given(length_s=st.floats(0.04, 20), end=ends)
 @settings(deadline=None)
-def test_the_speed_never_jumps(length_s: float, end: PoseEnd) -> None:
+def test_the_speed_never_jumps(length_s: float, end: End) -> None:
     step_s = 1e-3
     at = played(np.arange(0, 3 * length_s + 2, step_s), length_s, end)
     speed = np.diff(at) / step_s
@@ -142,7 +141,7 @@ def test_to_and_fro_comes_round_and_back_the_same_way(length_s: float, time_s: f
 
 @given(length_s=st.floats(1, 50), data=st.data(), end=ends)
 @settings(deadline=None)
-def test_the_video_is_followed_to_the_moment_before_its_end(length_s: float, data: st.DataObject, end: PoseEnd) -> None:
+def test_the_video_is_followed_to_the_moment_before_its_end(length_s: float, data: st.DataObject, end: End) -> None:
     time_s = data.draw(st.floats(0, length_s - EASE_S))
     assert played(np.array([time_s, length_s + 1]), length_s, end)[0] == pytest.approx(time_s, abs=1e-9)
     assert played(np.array([time_s, length_s]), length_s, end)[1] == length_s  # long enough: to its very end
