@@ -55,7 +55,7 @@ class GenerateConfig:
     framing: str | None = None  # crop or full; None: crop for pictures, full for videos
     references: str = "nearest"  # of several pictures: the nearest for every clip, or the best for all of them
     detector: str = "builtin"  # of landmarks
-    convention: str | None = None  # of --landmarks; None: as the file says, else the face model's
+    convention: str | None = None  # of --landmarks; None: as the file says, else ibug68
     crf: int = 18  # quality of the H.264 stream, 0 (lossless) to 51
 
 
@@ -117,7 +117,7 @@ def parser(description: str | None) -> entry.Parser:
     where.add_argument(
         "--landmarks", type=Path, metavar="FILE", help="68 points (text, JSON or .npy) instead of detecting"
     )
-    add("--convention", choices=CONVENTIONS, help="of --landmarks: ibug68 for those of dlib or face-alignment")
+    add("--convention", choices=CONVENTIONS, help="of --landmarks, if the file says none (default ibug68)")
     add("overrides", nargs="*", metavar="KEY=VALUE", help="Hydra overrides of conf/generate.yaml")
     return whole
 

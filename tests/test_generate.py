@@ -281,7 +281,7 @@ def test_the_choices_of_the_flags_are_those_of_the_library() -> None:
     """They are written out in common/request.py, which must not wait for torch."""
     assert request.DETECTORS == detect.BACK_ENDS
     assert request.CONVENTIONS == conventions.CONVENTIONS
-    assert request.POSE_ENDS == get_args(playback.End)
+    assert get_args(playback.End) == request.POSE_ENDS
 
 
 def test_of_several_pictures_the_one_with_the_mouth_closed_is_used(

@@ -22,7 +22,7 @@ SMALL_PX = 48
 class Choice:
     """index: which face, the largest is 0; box: "x0,y0,x1,y1"; landmarks_path: points instead of detecting, of a
 
-    convention (None: as the file says, else the face model's); detector: of `detect.BACK_ENDS`, on a device.
+    convention (None: as the file says, else ibug68); detector: of `detect.BACK_ENDS`, on a device.
     """
 
     index: int | None = None

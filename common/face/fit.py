@@ -256,29 +256,22 @@ def fit_video(video_path: Path, model: FaceModel, smoothing_frames: float = 0.0)
 
     That is fps; image_size, width and height; n_video_frames; first_frame, the video's, which is frame 0 of the fit;
     interpolated_frames [N, 2], the first and the last of each gap that was filled in, counted from there; and
-    smoothing_frames. Where the face is gone for long or the scene changes, the longest part is fitted, as by
-    `common.face.track`.
-
-    Raises InputError where there is no face, or no way from the tracker's landmarks to the model's convention.
+    smoothing_frames. Raises InputError where there is no face, or no way from the tracker's landmarks to the model's
+    convention.
     """
     from common.face.conventions import convert  # these need this module
-    from common.face.track import Follower, bridge_gaps, missing_ranges
-    from common.media import VideoReader
+    from common.face.track import follow
 
-    with VideoReader(video_path) as video:
-        fps, size = float(video.fps), (video.width, video.height)
-        follower = Follower(fps)
-        seen = [(follower.see(frame), follower.shot) for frame in video.frames_at(video.fps)]
-    landmarks, shots = [points for points, _ in seen], [shot for _, shot in seen]
+    convert(torch.zeros(0, N_POINTS, 3), CONVENTION, model.convention)  # is there a way? Before hours of video are read
+    seen = follow(video_path)
+    points = convert(torch.from_numpy(seen.points), seen.convention, model.convention)
     try:
-        points, kept, _ = bridge_gaps(landmarks, fps, shots)
-        converted = convert(torch.from_numpy(points), CONVENTION, model.convention)
-        fitted = fit(model, converted, size[1], smoothing_frames=smoothing_frames)
-    except (InputError, ValueError) as error:
+        fitted = fit(model, points, seen.size[1], smoothing_frames=smoothing_frames)
+    except ValueError as error:
         raise InputError(f"{video_path}: {error}") from error
-    gaps = np.array(missing_ranges(landmarks[kept]), np.int64).reshape(-1, 2)
-    frames = {"fps": fps, "image_size": size, "first_frame": kept.start, "interpolated_frames": gaps}
-    return fitted, frames | {"n_video_frames": len(landmarks), "smoothing_frames": smoothing_frames}
+    gaps = np.array(seen.gaps, np.int64).reshape(-1, 2)
+    frames = {"fps": seen.fps, "image_size": seen.size, "first_frame": seen.first, "interpolated_frames": gaps}
+    return fitted, frames | {"n_video_frames": seen.n_frames, "smoothing_frames": smoothing_frames}
 
 
 def save(path: Path, fitted: Fit, model: FaceModel, frames: dict[str, Any], overwrite: bool = False) -> None:

@@ -7,6 +7,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -189,15 +190,30 @@ def smooth(landmarks: np.ndarray, fps: float, window_s: float = SMOOTH_S) -> np.
     return savgol_filter(landmarks, window, 2, axis=0).astype(np.float32)
 
 
-def track(video_path: Path, detector: str = "builtin", smooth_s: float = SMOOTH_S, device: str = "cpu") -> Motion:
-    """Any video with a face to a Motion at the video's own rate, in pixels of the video.
+@dataclass(frozen=True)
+class Followed:
+    """The longest stretch of a video in which one face was seen.
+
+    points: float32 [T, 68, 2 or 3], pixels of the video, gaps filled in, not smoothed; convention: theirs; fps, size
+    (width, height) and n_frames: of the video; first: which of its frames is frame 0; gaps: [first, last] of the T
+    frames that were filled in.
+    """
+
+    points: np.ndarray
+    convention: str
+    fps: float
+    size: tuple[int, int]
+    n_frames: int
+    first: int
+    gaps: list[list[int]]
+
+
+def follow(video_path: Path, detector: str = detect.BUILTIN, device: str = "cpu") -> Followed:
+    """Follow the largest face of a video; what could not be seen is said in the log.
 
     detector: one of `detect.BACK_ENDS`; the face is followed by the built-in networks in any case, and another one is
-    asked for its points where the face is. Whatever its convention, the Motion has the built-in face model's: the
-    points go through the measured mapping (`common.face.conventions`). provenance["interpolated_frames"] lists the gaps
-    that were filled, as [first, last] frame of the Motion. Memory: a frame, and a kilobyte for every one seen.
+    asked for its points where the face is. Memory: a frame, and a kilobyte for every one seen. Raises InputError.
     """
-    model = FaceModel.builtin()
     detect.check_back_end(detector, device)
     with VideoReader(video_path) as video:
         fps, size = float(video.fps), (video.width, video.height)
@@ -222,19 +238,31 @@ def track(video_path: Path, detector: str = "builtin", smooth_s: float = SMOOTH_
         )
     of_part = [each if shot == shots[kept.start] else None for each, shot in zip(landmarks, shots, strict=True)][kept]
     convention = detect.CONVENTION_OF[detector]
-    seen = torch.from_numpy(smooth(points, fps, smooth_s))
-    lm3d, pose = frontalise(to_model(seen, convention, model, size[1]), size[1], model)
+    return Followed(points, convention, fps, size, len(landmarks), kept.start, missing_ranges(of_part))
+
+
+def track(video_path: Path, detector: str = detect.BUILTIN, smooth_s: float = SMOOTH_S, device: str = "cpu") -> Motion:
+    """Any video with a face to a Motion at the video's own rate, in pixels of the video.
+
+    Whatever the detector's convention, the Motion has the built-in face model's: the points go through the measured
+    mapping (`common.face.conventions`). provenance["interpolated_frames"] lists the gaps that were filled, as
+    [first, last] frame of the Motion.
+    """
+    model, seen = FaceModel.builtin(), follow(video_path, detector, device)
+    height = seen.size[1]
+    points = to_model(torch.from_numpy(smooth(seen.points, seen.fps, smooth_s)), seen.convention, model, height)
+    lm3d, pose = frontalise(points, height, model)
     provenance = {
         "made_by": "duet track",
         "detector": detector,
-        "detected_convention": convention,  # what was converted to the Motion's own, where they differ
+        "detected_convention": seen.convention,  # what was converted to the Motion's own, where they differ
         "smoothing_s": smooth_s,
         "source": video_path.name,
-        "first_frame": kept.start,
-        "interpolated_frames": missing_ranges(of_part),
+        "first_frame": seen.first,
+        "interpolated_frames": seen.gaps,
     }
     try:
-        return Motion(lm3d, model.mean, pose, fps, size, model.name, model.convention, provenance)
+        return Motion(lm3d, model.mean, pose, seen.fps, seen.size, model.name, model.convention, provenance)
     except ValueError as error:
         raise InputError(f"{video_path} gives no motion ({error}): convert it to MP4 at 25 frames/s first") from error
 

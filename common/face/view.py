@@ -30,7 +30,7 @@ from common.face.conventions import convert
 from common.face.fit import Fit, fit
 from common.face.model import FaceModel
 from common.face.pos import flip_image
-from common.face.track import track
+from common.face.track import follow, smooth
 from common.ffmpeg import open_container
 from common.files import check_output
 from common.media import (
@@ -88,16 +88,16 @@ def read(path: Path, detector: str = detect.BUILTIN, device: str = "cpu") -> Foo
 
 def read_video(path: Path, detector: str, device: str) -> Footage:
     """Follow the largest face (`common.face.track`, which says in the log what it could not see)."""
-    motion = track(path, detector, device=device)
+    seen = follow(path, detector, device)
     with VideoReader(path) as video:
         fps = exact_fps(video.fps)
     has_sound, statement = _sound_and_statement(path)
     return Footage(
         lambda: video.frames_at(fps),
         *(video.width, video.height, fps),
-        points=motion.posed(),
-        first=int(motion.provenance["first_frame"]),
-        convention=motion.convention,
+        points=torch.from_numpy(smooth(seen.points, seen.fps)),
+        first=seen.first,
+        convention=seen.convention,
         statement=f"{DRAWN} Of those, their file says: {statement}" if statement else DRAWN,
         audio_path=path if has_sound else None,
     )

@@ -471,5 +471,5 @@ def test_a_model_of_an_unmapped_convention_is_refused_for_a_video(video_path: Pa
     other = FaceModel(
         MODEL.mean, MODEL.identity, MODEL.expression, MODEL.identity_std, MODEL.expression_std, 0.1, "x", "nobody's"
     )
-    with pytest.raises(InputError, match=r"moving\.mp4.*nobody's"):
+    with pytest.raises(InputError, match="nobody's"):
         fitting.fit_video(video_path, other)
