@@ -276,15 +276,14 @@ def _box(where: Tensor, crop: Crop) -> Box | None:
 
 def _cubic(at: Tensor, crop: Crop) -> Tensor:
     """Weights [n, h] that interpolate the frame's pixels at places [n] of the square, in its pixels (Keys' cubic)."""
-    at = ((at.double() + 0.5) * (crop.size_px / crop.side) - 0.5)[:, None]
-    knots = torch.arange(-2, crop.size_px + 2, dtype=at.dtype, device=at.device)
-    d = (at - knots).abs()
+    at = (at.double() + 0.5) * (crop.size_px / crop.side) - 0.5
+    first = at.floor()
+    taps = torch.arange(-1, 3, device=at.device)
+    d = ((at - first)[:, None] - taps).abs()  # [n, 4]
     near, far = (1.5 * d - 2.5) * d * d + 1, ((-0.5 * d + 2.5) * d - 4) * d + 2
-    weights = torch.where(d < 1, near, torch.where(d < 2, far, torch.zeros_like(d)))
-    inner = weights[:, 2:-2].clone()  # beyond the border its pixels repeat
-    inner[:, 0] += weights[:, :2].sum(dim=1)
-    inner[:, -1] += weights[:, -2:].sum(dim=1)
-    return inner.float()
+    weights = torch.where(d < 1, near, far).float()
+    pixels = (first.long()[:, None] + taps).clamp(0, crop.size_px - 1)  # beyond the border its pixels repeat
+    return weights.new_zeros(len(at), crop.size_px).scatter_add_(1, pixels, weights)
 
 
 def _compose(square: Tensor, layers: Layers, crop: Crop, out: np.ndarray) -> None:
