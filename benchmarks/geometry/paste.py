@@ -66,20 +66,19 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--split", default="test")
     parser.add_argument("--renderer", choices=("mcvdm", "warp"), default="mcvdm")
     parser.add_argument("--most", type=int, help="only so many portraits")
-    parser.add_argument("--threads", type=int, default=2, help="of the timing; all else runs on one")
+    parser.add_argument(
+        "--threads", type=int, default=2, help="of pasting; rendering for the border's figures runs on one"
+    )
     parser.add_argument("--parts", nargs="*", default=["border", "speed"])
     args = parser.parse_args(argv)
-    torch.set_num_threads(1)
+    torch.set_num_threads(args.threads)  # first: the threads that paste are as many as torch has when they begin
     shots = Shots(args.renderer)
-    if "border" in args.parts:
-        print(
-            border_table(
-                [measure(shot) for path in portraits(args.data, args.split)[: args.most] for shot in shots(path)]
-            )
-        )
     if "speed" in args.parts:
-        torch.set_num_threads(args.threads)
         print(speed_table(args.data, args.split, shots, args.threads))
+    torch.set_num_threads(1)
+    if "border" in args.parts:
+        chosen = portraits(args.data, args.split)[: args.most]
+        print(border_table([measure(shot) for path in chosen for shot in shots(path)]))
 
 
 @dataclass(frozen=True)
