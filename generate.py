@@ -24,7 +24,6 @@ if TYPE_CHECKING:  # torch takes seconds to import: a wrong flag should not wait
     from common.face.framing import ReferencePicture
     from common.motion import Motion
     from m2v.dub import Dub, Footage
-    from m2v.rendered import Rendered
     from m2v.scene import Scene
 
 Item = TypeVar("Item")
@@ -251,9 +250,8 @@ def render(
     from common.media import VideoWriter
 
     framing = config.framing or ("full" if args.video else "crop")
-    layers = layers_of(config, scene, device)
     width, height = scene.size(framing)
-    frames = scene.frames(layers, framing)
+    frames = scene.frames(rendered(config, scene, device), framing)
     if framing == "full":
         say(f"full picture: {width}x{height}")
     with VideoWriter(
@@ -263,20 +261,20 @@ def render(
             writer.write(frame)
 
 
-def layers_of(config: GenerateConfig, scene: "Scene", device: "torch.device") -> "Iterator[Rendered]":
+def rendered(config: GenerateConfig, scene: "Scene", device: "torch.device") -> "Iterator[torch.Tensor]":
     """The chosen renderer at work."""
     if config.m2v.name == "warp":
         from m2v.preview import WarpRenderer
 
         say("stage two: warp (the picture bent along the landmarks; only a mouth's inside is painted)")
-        return WarpRenderer(scene.source, device).render_layers(scene.landmarks)
+        return WarpRenderer(scene.source, device).render(scene.landmarks)
     from m2v.pipeline import MCVDM
 
     model = MCVDM.from_pretrained(config.m2v.autoencoder, config.m2v.denoiser, device)
     n_steps = config.m2v.steps if config.steps is None else config.steps
     n_steps = model.denoiser.config.n_steps if n_steps is None else n_steps
     say(f"stage two: {model.name} ({config.m2v.denoiser}), {n_steps} steps a clip")
-    return model.render_layers(scene.source, scene.landmarks, config.seed, n_steps, config.m2v.guidance_scale)
+    return model.render(scene.source, scene.landmarks, config.seed, n_steps, config.m2v.guidance_scale)
 
 
 # ---- what is said ---------------------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ from common.triplane import TriPlane
 from m2v.condition import Conditions
 from m2v.pipeline import MCVDM, N_FRAMES, clip_spans
 from m2v.preview import WarpRenderer
-from m2v.source import Still
+from m2v.source import Still, as_picture
 
 # reference, landmarks [T, 68, 3] in its pixels, real frames uint8 [T, H, W, 3] (only ceilings look at them) → frames
 Render = Callable[[ReferencePicture, Tensor, np.ndarray], np.ndarray]
@@ -171,14 +171,14 @@ def repeated(reference: ReferencePicture, landmarks: Tensor, frames: np.ndarray)
 
 def warped(reference: ReferencePicture, landmarks: Tensor, frames: np.ndarray) -> np.ndarray:
     """`--renderer warp`."""
-    return np.stack(list(WarpRenderer(Still(reference)).render(landmarks)))
+    return np.stack([as_picture(frame) for frame in WarpRenderer(Still(reference)).render(landmarks)])
 
 
 def mcvdm(model: MCVDM, n_steps: int | None = None) -> Render:
     """`--renderer mcvdm`, one sample. n_steps: 1 gives the conditional mean of the planes, 0 planes of zeros."""
 
     def render(reference: ReferencePicture, landmarks: Tensor, frames: np.ndarray) -> np.ndarray:
-        return np.stack(list(model.render(reference, landmarks, n_steps=n_steps)))
+        return np.stack([as_picture(frame) for frame in model.render(Still(reference), landmarks, n_steps=n_steps)])
 
     return render
 
@@ -188,7 +188,7 @@ def ceiling(model: MCVDM) -> Render:
 
     def render(reference: ReferencePicture, landmarks: Tensor, frames: np.ndarray) -> np.ndarray:
         told = Told(model.autoencoder, model.denoiser, model.device, real=clips_of(frames))
-        return np.stack(list(told.render(reference, landmarks)))
+        return np.stack([as_picture(frame) for frame in told.render(Still(reference), landmarks)])
 
     return render
 

@@ -21,7 +21,7 @@ from common.metrics.image import mouth_box, psnr, ssim
 from common.motion import Motion
 from m2v.drive import drive
 from m2v.preview import LIMITS, WarpRenderer
-from m2v.source import Still
+from m2v.source import Still, as_picture
 
 METHODS = (
     "picture repeated",
@@ -73,7 +73,8 @@ def measure(data_dir: Path, row: dict[str, str], every: int) -> np.ndarray | Non
     driven = drive(motion, reference, model.mean, LIMITS)[[k - first for k in chosen]]
     renderer = WarpRenderer(Still(reference))
     exact, held = (
-        list(renderer.render(target)) for target in (torch.from_numpy(crop.points(landmarks[chosen])), driven)
+        [as_picture(frame) for frame in renderer.render(target)]
+        for target in (torch.from_numpy(crop.points(landmarks[chosen])), driven)
     )
     scores = []
     for j, k in enumerate(chosen):

@@ -30,7 +30,6 @@ from torch import Tensor
 from common.face import warp
 from common.face.framing import Crop
 from m2v.masks import edge_fade, face_mask, head_mask, smooth_step
-from m2v.rendered import Rendered
 
 SLOW_PX = 6.0  # of the frame: differences slower than this are light and shade, faster ones structure
 STRUCTURE = 8.0  # levels of structure that the picture does not have, where half of its detail is let go
@@ -88,15 +87,15 @@ class Paster:
         self.edge = edge_fade(crop, width, height).to(self.device)  # [h, h]
         self.original: Original | None = None
 
-    def paste(self, picture: np.ndarray, source: Tensor, target: Tensor, rendered: Rendered) -> np.ndarray:
-        """The picture uint8 [H, W, 3] with its face as in `rendered` → uint8 [H, W, 3], a new array.
+    def paste(self, picture: np.ndarray, source: Tensor, target: Tensor, frame: Tensor) -> np.ndarray:
+        """The picture uint8 [H, W, 3] with its face as in a renderer's frame → uint8 [H, W, 3], a new array.
 
         source, target: [68, 2] in pixels of the crop, of the picture's face and of the frame's. Raises ValueError where
         sizes do not fit.
         """
-        self._check(picture, source, target, rendered)
+        self._check(picture, source, target, frame)
         original = self._original(picture, source)
-        begun = _workers().submit(_layers, original, target, rendered.frame, self.edge, self.crop)
+        begun = _workers().submit(_layers, original, target, frame, self.edge, self.crop)
         result = picture.copy()
         layers = begun.result()
         if layers is not None:
@@ -134,7 +133,7 @@ class Paster:
         small = _tensor(self.crop.cut(picture), self.device)
         return small, _tones(small)
 
-    def _check(self, picture: np.ndarray, source: Tensor, target: Tensor, rendered: Rendered) -> None:
+    def _check(self, picture: np.ndarray, source: Tensor, target: Tensor, frame: Tensor) -> None:
         if picture.shape != (self.height, self.width, 3) or picture.dtype != np.uint8:
             raise ValueError(
                 f"a picture is uint8 [{self.height}, {self.width}, 3] here, got {picture.dtype} {list(picture.shape)}"
@@ -145,8 +144,8 @@ class Paster:
             if not points.isfinite().all():
                 raise ValueError("landmarks hold numbers that are not finite: leave such frames out")
         h = self.crop.size_px
-        if rendered.frame.shape != (3, h, h):
-            raise ValueError(f"a frame of this crop is [3, {h}, {h}], got {list(rendered.frame.shape)}")
+        if frame.shape != (3, h, h):
+            raise ValueError(f"a frame of this crop is [3, {h}, {h}], got {list(frame.shape)}")
 
 
 @torch.inference_mode()

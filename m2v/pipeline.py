@@ -10,19 +10,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from einops import rearrange
 from torch import Generator, Tensor
 
 from common.errors import InputError
-from common.face.framing import ReferencePicture
 from common.triplane import TriPlane
 from m2v.autoencoder import FACTOR, Autoencoder, load_autoencoder
 from m2v.condition import Conditions, mouth_region
 from m2v.denoiser import Denoiser, clip_noise, glance, load_denoiser
-from m2v.rendered import Rendered
-from m2v.source import Source, Still
+from m2v.source import Source
 
 AUTOENCODER, DENOISER = "small/m2v_autoencoder", "small/m2v_denoiser"
 N_FRAMES = 16  # of a clip
@@ -55,55 +52,38 @@ class MCVDM:
             )
         return cls(decoder.to(device), sampler.to(device), torch.device(device))
 
-    def render(
-        self,
-        reference: ReferencePicture,
-        landmarks: Tensor,
-        seed: int = 0,
-        n_steps: int | None = None,
-        guidance_scale: float = 1.0,
-    ) -> Iterator[np.ndarray]:
-        """`render_layers` of one picture, as frames uint8 [H, W, 3]."""
-        for rendered in self.render_layers(Still(reference), landmarks, seed, n_steps, guidance_scale):
-            yield rendered.as_picture()
-
     @torch.inference_mode()
-    def render_layers(
+    def render(
         self, source: Source, landmarks: Tensor, seed: int = 0, n_steps: int | None = None, guidance_scale: float = 1.0
-    ) -> Iterator[Rendered]:
-        """Target landmarks [T, 68, 2 or 3], pixels of the source -> T frames; four clips at a time are held.
+    ) -> Iterator[Tensor]:
+        """Target landmarks [T, 68, 2 or 3], pixels of the source -> T frames float32 [3, H, W], about 0..255.
 
-        n_steps: of sampling, 0: planes of zeros (the regression); guidance_scale: 1 leaves guidance out.
+        Four clips at a time are held. n_steps: of sampling, 0: planes of zeros (the regression); guidance_scale: 1
+        leaves guidance out.
         """
         height, width = source.picture.shape[:2]
         side = height // FACTOR
         shared = torch.randn(self.denoiser.config.plane_channels, side, side, generator=_generator(seed, -1))
-        tail: Tensor | None = None  # the last frames of the clip before and their shares, [n, 4, H, W]
+        tail: Tensor | None = None  # the last frames of the clip before, [n, 3, H, W]
         spans = clip_spans(len(landmarks))
         for some in (spans[k : k + N_AT_ONCE] for k in range(0, len(spans), N_AT_ONCE)):
             targets = [_whole_clip(landmarks[first:last, :, :2].cpu()) for first, last in some]
-            told = [source.told(first, each) for (first, _), each in zip(some, targets, strict=True)]
-            clips = [each.conditions.batched().to(self.device) for each in told]
+            told = [source.conditions(first, each) for (first, _), each in zip(some, targets, strict=True)]
+            clips = [each.batched().to(self.device) for each in told]
             noise = torch.cat([self._noise(first, shared, seed) for first, _ in some]).to(self.device)
             with torch.autocast(self.device.type, torch.bfloat16):
                 planes = self.planes(clips, noise, n_steps, guidance_scale)
-            for (first, last), clip_told, conditions, points, said in zip(
-                some, told, clips, targets, planes, strict=True
-            ):
+            for (first, last), conditions, points, said in zip(some, clips, targets, planes, strict=True):
                 where = mouth_region(points, height, width, FACTOR)[None].to(self.device)
                 with torch.autocast(self.device.type, torch.bfloat16):
-                    clip, share = self.clip(conditions, said, where)
-                if clip_told.own is not None:
-                    share = share * clip_told.own.movedim(1, 0)[None].to(share)
-                layers = torch.cat([(clip.float() + 1) * 127.5, share.float()], dim=1)
-                frames = rearrange(layers, "1 c s h w -> s c h w")[: last - first]
+                    clip = self.clip(conditions, said, where)
+                frames = (rearrange(clip, "1 c s h w -> s c h w")[: last - first].float() + 1) * 127.5
                 if tail is not None:
                     weight = (torch.arange(1, N_FADE + 1, device=frames.device) / (N_FADE + 1)).view(-1, 1, 1, 1)
                     frames[:N_FADE] = (1 - weight) * tail + weight * frames[:N_FADE]
                 n_done = len(frames) if last == len(landmarks) else len(frames) - N_FADE
                 tail = frames[n_done:]
-                for frame in frames[:n_done].cpu():
-                    yield Rendered(frame[:3], frame[3:])
+                yield from frames[:n_done].cpu()
 
     def planes(
         self, clips: list[Conditions], noise: Tensor, n_steps: int | None, guidance_scale: float
@@ -116,9 +96,9 @@ class MCVDM:
         sampled = self.denoiser.sample(seen, noise, n_steps, guidance_scale)
         return [sampled.map(lambda plane, k=k: plane[k : k + 1]) for k in range(len(clips))]  # type: ignore[misc]
 
-    def clip(self, conditions: Conditions, planes: TriPlane, where: Tensor) -> tuple[Tensor, Tensor]:
-        """One clip [1, 3, S, H, W] in about [-1, 1] and the warp's share in it; where: see `Autoencoder.blend`."""
-        return self.autoencoder.blend(planes, conditions, where=where)
+    def clip(self, conditions: Conditions, planes: TriPlane, where: Tensor) -> Tensor:
+        """One clip [1, 3, S, H, W] in about [-1, 1]; where: the planes count, see `Autoencoder.blend`."""
+        return self.autoencoder.decode(planes, conditions, where=where)
 
     def _noise(self, first: int, shared: Tensor, seed: int) -> Tensor:
         """x_T [1, C, L] of the clip that begins with frame `first`."""

@@ -17,7 +17,6 @@ from torch import Tensor
 from common.face import warp
 from common.face.model import eye_distance, mouth_opening
 from m2v.drive import Limits
-from m2v.rendered import Rendered
 from m2v.source import Source
 
 BATCH = 16  # frames warped at once
@@ -40,16 +39,10 @@ class WarpRenderer:
         self.eye_distance = float(eye_distance(points))
         self.colours = _mouth_colours(source.picture, points.numpy())
 
-    def render(self, landmarks: Tensor) -> Iterator[np.ndarray]:
-        """`render_layers` as frames uint8 [H, W, 3]."""
-        for rendered in self.render_layers(landmarks):
-            yield rendered.as_picture()
-
     @torch.inference_mode()
-    def render_layers(self, landmarks: Tensor) -> Iterator[Rendered]:
-        """Target landmarks [T, 68, 2 or 3], pixels of the source (`m2v.drive`) → T frames, all of them the warp."""
+    def render(self, landmarks: Tensor) -> Iterator[Tensor]:
+        """Target landmarks [T, 68, 2 or 3], pixels of the source (`m2v.drive`) → T frames float32 [3, H, W], 0..255."""
         height, width = self.source.picture.shape[:2]
-        share = torch.ones(1, height, width)
         first = 0
         for targets in landmarks[..., :2].to(self.device).split(BATCH):
             n = len(targets)
@@ -63,8 +56,7 @@ class WarpRenderer:
             shown = mouth_opening(points).nan_to_num().expand(n).tolist()
             masks, shapes = gap[:, 0].cpu().numpy(), targets.cpu().numpy()
             for frame, mask, shape, *opening in zip(warped, masks, shapes, openings, shown, strict=True):
-                painted = self._with_mouth(frame, mask, shape, *opening)
-                yield Rendered(torch.from_numpy(painted).movedim(-1, 0), share)
+                yield torch.from_numpy(self._with_mouth(frame, mask, shape, *opening)).movedim(-1, 0)
 
     def _with_mouth(
         self, frame: np.ndarray, mask: np.ndarray, points: np.ndarray, opening: float, shown: float

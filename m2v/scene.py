@@ -18,8 +18,7 @@ from torch import Tensor
 from common.face.framing import Crop, ReferencePicture
 from m2v.dub import Dub
 from m2v.paste import Paster
-from m2v.rendered import Rendered
-from m2v.source import Dubbed, Several, Source, Still
+from m2v.source import Dubbed, Several, Source, Still, as_picture
 
 
 @dataclass(frozen=True)
@@ -73,20 +72,20 @@ class Scene:
         width, height = self.whole_size if framing == "full" else self.source.picture.shape[1::-1]
         return width // 2 * 2, height // 2 * 2
 
-    def frames(self, layers: Iterator[Rendered], framing: str) -> Iterator[np.ndarray]:
-        """Frames uint8 of `size` from a renderer's layers; framing: crop or full."""
+    def frames(self, rendered: Iterator[Tensor], framing: str) -> Iterator[np.ndarray]:
+        """Frames uint8 of `size` from a renderer's, [3, h, w]; framing: crop or full."""
         if framing != "full":
-            yield from (rendered.as_picture() for rendered in layers)
+            yield from (as_picture(frame) for frame in rendered)
             return
         width, height = self.size(framing)
         begin = self.begin.expand(self.n_frames, -1, -1)
         paster: Paster | None = None
-        for picture, crop, before, after, rendered in zip(
-            self.whole(), self.crops, begin, self.landmarks[..., :2], layers, strict=True
+        for picture, crop, before, after, frame in zip(
+            self.whole(), self.crops, begin, self.landmarks[..., :2], rendered, strict=True
         ):
             if paster is None or paster.crop != crop:
                 paster = Paster(crop, *self.whole_size)
-            yield paster.paste(picture, before, after, rendered)[:height, :width]
+            yield paster.paste(picture, before, after, frame)[:height, :width]
 
 
 def in_crops(crops: Sequence[Crop], landmarks: Tensor) -> Tensor:

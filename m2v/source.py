@@ -7,7 +7,6 @@ work in pixels of one square crop.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -20,17 +19,6 @@ from m2v.condition import Conditions, build
 
 YAW_WEIGHT = 2.0  # of a radian of turning, beside a mouth open by the distance of the eyes
 STAY = 0.05  # how much nearer another picture must be, before a clip changes to it
-
-
-@dataclass(frozen=True)
-class Told:
-    """Of one clip (no batch): its conditions, and where the warp in them is that of the pictures it begins with,
-
-    own: [S, 1, H, W] in 0..1; None: everywhere.
-    """
-
-    conditions: Conditions
-    own: Tensor | None = None
 
 
 class Source(Protocol):
@@ -46,8 +34,8 @@ class Source(Protocol):
         """
         ...
 
-    def told(self, first: int, targets: Tensor) -> Told:
-        """Of the clip whose frame 0 is frame `first` of the whole; targets: landmarks [S, 68, 2] asked for.
+    def conditions(self, first: int, targets: Tensor) -> Conditions:
+        """Conditions of the clip whose frame 0 is frame `first` of the whole; targets: landmarks [S, 68, 2] asked for.
 
         Clips are asked for in order; they may overlap.
         """
@@ -64,8 +52,8 @@ class Still:
     def begin(self, first: int, n_frames: int) -> tuple[Tensor, Tensor]:
         return self.pixels[None], self.landmarks[None, :, :2]
 
-    def told(self, first: int, targets: Tensor) -> Told:
-        return Told(build(self.pixels, self.landmarks[:, :2], targets))
+    def conditions(self, first: int, targets: Tensor) -> Conditions:
+        return build(self.pixels, self.landmarks[:, :2], targets)
 
 
 class Several:
@@ -84,12 +72,12 @@ class Several:
     def begin(self, first: int, n_frames: int) -> tuple[Tensor, Tensor]:
         return self.pixels[0][None], self.landmarks[None, :, :2]
 
-    def told(self, first: int, targets: Tensor) -> Told:
+    def conditions(self, first: int, targets: Tensor) -> Conditions:
         main = build(self.pixels[0], self.landmarks[:, :2], targets)
         self.chosen = self.nearest(targets)
         self.n_clips[self.chosen] += 1
         if self.chosen == 0:
-            return Told(main)
+            return main
         other = build(self.pixels[self.chosen], self.references[self.chosen].landmarks[:, :2], targets)
         face = face_region(targets, *self.picture.shape[:2])
         weight = face * (1 - main.inner)
@@ -97,8 +85,7 @@ class Several:
         mixed = main.warped + face * (other.warped + shift[:, None, None] - main.warped)
         small = torch.nn.functional.avg_pool2d(face, 2)
         visible = main.visible + small * (other.visible - main.visible)
-        told = Conditions(main.reference, mixed, main.inner, visible, main.maps)
-        return Told(told, 1 - face)
+        return Conditions(main.reference, mixed, main.inner, visible, main.maps)
 
     def nearest(self, targets: Tensor) -> int:
         """Which picture is nearest to a clip's landmarks [S, 68, 2], in the turn of the head and the mouth."""
@@ -135,9 +122,9 @@ class Dubbed:
         frames = [min(k, last - 1) for k in range(first, first + n_frames)]  # the last one repeats
         return torch.stack([self.held[k] for k in frames]), self.all_landmarks[frames]
 
-    def told(self, first: int, targets: Tensor) -> Told:
+    def conditions(self, first: int, targets: Tensor) -> Conditions:
         pictures, points = self.begin(first, len(targets))
-        return Told(build(pictures, points, targets))
+        return build(pictures, points, targets)
 
 
 def look_of(points: Tensor) -> Tensor:
@@ -169,3 +156,8 @@ def face_region(targets: Tensor, height: int, width: int) -> Tensor:
 def as_tensor(picture: np.ndarray) -> Tensor:
     """uint8 [H, W, 3] -> [3, H, W] in [-1, 1]."""
     return torch.from_numpy(picture.copy()).movedim(-1, 0).float() / 127.5 - 1
+
+
+def as_picture(frame: Tensor) -> np.ndarray:
+    """A renderer's frame [3, H, W], about 0..255, -> uint8 [H, W, 3]."""
+    return frame.round().clamp(0, 255).byte().movedim(0, -1).numpy()

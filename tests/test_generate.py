@@ -24,7 +24,7 @@ from common.face.track import track
 from common.media import VideoReader, VideoWriter, read_audio, read_picture, write_picture
 from common.motion import Motion
 from m2v.preview import WarpRenderer
-from m2v.source import Still
+from m2v.source import Still, as_picture
 
 ROOT = Path(__file__).parents[1]
 SPEECH, PORTRAIT = ROOT / "examples" / "speech.wav", ROOT / "examples" / "portrait.jpg"
@@ -290,7 +290,7 @@ def test_of_several_pictures_the_one_with_the_mouth_closed_is_used(
     reference = ReferencePicture.of(read_picture(PORTRAIT), portrait_landmarks(), FaceModel.builtin())
     opened = reference.landmarks.clone()
     opened[[6, 7, 8, 9, 10, *range(55, 60), 65, 66, 67], 1] += 12
-    write_picture(tmp_path / "open.png", next(iter(WarpRenderer(Still(reference)).render(opened[None]))))
+    write_picture(tmp_path / "open.png", as_picture(next(WarpRenderer(Still(reference)).render(opened[None]))))
     path = tmp_path / "m.npz"
     assert run("--audio", short, "--image", tmp_path / "open.png", PORTRAIT, "--motion-only", path) == 0
     assert "portrait.jpg comes first" in capsys.readouterr().err

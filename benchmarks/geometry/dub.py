@@ -59,8 +59,8 @@ def main(argv: Sequence[str]) -> None:
         asked, had = made.motion.posed().numpy(), made.begin().numpy()
         scenes = [Scene.of_video(made) for _ in range(2)]
         shown = {
-            MCVDM_NAME: list(scenes[0].frames(renderer.render_layers(scenes[0].source, scenes[0].landmarks), "full")),
-            WARP: list(scenes[1].frames(WarpRenderer(scenes[1].source).render_layers(scenes[1].landmarks), "full")),
+            MCVDM_NAME: list(scenes[0].frames(renderer.render(scenes[0].source, scenes[0].landmarks), "full")),
+            WARP: list(scenes[1].frames(WarpRenderer(scenes[1].source).render(scenes[1].landmarks), "full")),
             NOTHING: begin,
         }
         for name, frames in shown.items():

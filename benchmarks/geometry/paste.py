@@ -43,7 +43,6 @@ from m2v.masks import face_mask
 from m2v.paste import Paster
 from m2v.pipeline import MCVDM
 from m2v.preview import LIMITS, WarpRenderer
-from m2v.rendered import Rendered
 from m2v.source import Still
 
 SPEECH = Path(__file__).parents[2] / "examples" / "speech.wav"
@@ -89,7 +88,7 @@ class Shot:
     crop: Crop
     source: Tensor
     targets: Tensor
-    frames: list[Rendered]
+    frames: list[Tensor]
 
 
 class Shots:
@@ -111,13 +110,13 @@ class Shots:
         motion = self.speaker(self.speech, reference.lm3d, reference.pose, reference.size, pose="natural", seed=0)
         targets = drive(motion, reference, self.model.mean, LIMITS)
         renderer = self.mcvdm
-        layers = (
-            WarpRenderer(Still(reference)).render_layers(targets)
+        frames = (
+            WarpRenderer(Still(reference)).render(targets)
             if renderer is None
-            else renderer.render_layers(Still(reference), targets)
+            else renderer.render(Still(reference), targets)
         )
         assert reference.crop is not None
-        shown = [rendered for k, rendered in enumerate(layers) if k in SHOWN]
+        shown = [frame for k, frame in enumerate(frames) if k in SHOWN]
         yield Shot(picture, reference.crop, reference.landmarks[:, :2], targets[list(SHOWN), :, :2], shown)
 
 
@@ -158,18 +157,15 @@ def measure(shot: Shot) -> Border:
     part = slice(crop.y0, crop.y0 + crop.side), slice(crop.x0, crop.x0 + crop.side)
     own = _laplacian(picture[part], _inside(face_mask(shot.source, crop.size_px), shot.source, crop))
     zoom = crop.side / crop.size_px
-    for target, rendered in zip(shot.targets, shot.frames, strict=True):
+    for target, frame in zip(shot.targets, shot.frames, strict=True):
         mask = paster.mask(shot.source, target)
         grid = warp.backward_grid(shot.source[None], target[None], crop.size_px, crop.size_px)
         warped = warp.apply(small, grid)[0]
         # Where nothing was generated, at full size: what colours are measured against.
-        bent = paster.paste(picture, shot.source, target, Rendered(warped, rendered.share))
-        red = rendered.frame + torch.tensor([REDDER, 0.0, 0.0])[:, None, None]
-        pasted, pasted_red = (
-            paster.paste(picture, shot.source, target, Rendered(frame, rendered.share))
-            for frame in (rendered.frame, red)
-        )
-        square, square_red = (_put(picture, frame, crop) for frame in (rendered.frame, red))
+        bent = paster.paste(picture, shot.source, target, warped)
+        red = frame + torch.tensor([REDDER, 0.0, 0.0])[:, None, None]
+        pasted, pasted_red = (paster.paste(picture, shot.source, target, each) for each in (frame, red))
+        square, square_red = (_put(picture, each, crop) for each in (frame, red))
         faded, faded_red = (_fade(picture, each, mask) for each in (square, square_red))
         n_changed += int((pasted != picture).any(-1)[mask == 0].sum())
         band = (mask > BAND[0]) & (mask < BAND[1])

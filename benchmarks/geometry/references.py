@@ -18,7 +18,7 @@ from common.face.framing import ReferencePicture
 from common.face.model import FaceModel
 from common.media import VideoReader
 from m2v.pipeline import MCVDM
-from m2v.source import YAW_WEIGHT, Several, look_of
+from m2v.source import YAW_WEIGHT, Several, as_picture, look_of
 
 APART = 5  # frames between what is judged and what is shown
 ONE, THREE = "one picture", "three, the nearest for every clip"
@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> None:
     def several(scene_of: dict[int, str]) -> Render:
         def render(reference: ReferencePicture, landmarks: Tensor, frames: np.ndarray) -> np.ndarray:
             source = Several([reference, *others[scene_of[id(reference)]]])
-            shown = np.stack([each.as_picture() for each in model.render_layers(source, landmarks)])
+            shown = np.stack([as_picture(frame) for frame in model.render(source, landmarks)])
             for k, n in enumerate(source.n_clips):
                 n_chosen[k] += n
             return shown

@@ -9,7 +9,6 @@ from scipy.ndimage import gaussian_filter
 
 from benchmarks.geometry.paste import METHODS, REDDER, Shot, border_table, measure
 from common.face.framing import Crop
-from m2v.rendered import Rendered
 from tests.m2v.test_paste import SIDE, face
 
 
@@ -20,7 +19,7 @@ def shot() -> Shot:
     picture = (grain + 120).clip(0, 255).astype(np.uint8)
     crop = Crop(40, 30, 512, SIDE)
     frame = torch.from_numpy(crop.cut(picture).copy()).movedim(-1, 0).float()
-    return Shot(picture, crop, face(), face()[None], [Rendered(frame, torch.ones(1, SIDE, SIDE))])
+    return Shot(picture, crop, face(), face()[None], [frame])
 
 
 def test_what_does_not_change_has_no_border(shot: Shot) -> None:
@@ -37,8 +36,8 @@ def test_a_redder_frame_shows_at_the_border_of_the_square(shot: Shot) -> None:
     assert border.redder["pasted"] == pytest.approx(border.colour["pasted"], abs=0.3)
     # On one of three channels, and half of what lies within 3 pixels of the border.
     assert REDDER / 3 < border.redder["square"] * np.sqrt(3) < REDDER
-    redder = shot.frames[0].frame + torch.tensor([40.0, 40.0, 40.0])[:, None, None]
-    bright = measure(replace(shot, frames=[Rendered(redder, shot.frames[0].share)]))
+    redder = shot.frames[0] + torch.tensor([40.0, 40.0, 40.0])[:, None, None]
+    bright = measure(replace(shot, frames=[redder]))
     assert bright.seam["square"] > 1.2 * border.seam["square"]
     assert bright.seam["pasted"] == pytest.approx(1, abs=0.01)
 

@@ -15,7 +15,6 @@ from common.face.pos import Pose
 from common.media import VideoReader, VideoWriter, read_picture
 from common.motion import Motion
 from m2v.dub import Footage, dub
-from m2v.rendered import Rendered
 from m2v.scene import Scene
 
 PORTRAIT = Path(__file__).parents[2] / "examples" / "portrait.jpg"
@@ -84,7 +83,7 @@ def test_what_is_rendered_as_it_was_is_the_video_itself(footage: Footage) -> Non
     scene = Scene.of_video(made)
     pictures = list(made.pictures())
     layers = (
-        Rendered(torch.from_numpy(crop.cut(picture).copy()).movedim(-1, 0).float(), torch.ones(1, 256, 256))
+        torch.from_numpy(crop.cut(picture).copy()).movedim(-1, 0).float()
         for crop, picture in zip(made.crops(), pictures, strict=True)
     )
     frames = list(scene.frames(layers, "full"))

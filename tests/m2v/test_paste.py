@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -13,7 +11,6 @@ from common.face.model import FaceModel
 from m2v import paste
 from m2v.masks import face_mask, head_mask
 from m2v.paste import Paster
-from m2v.rendered import Rendered
 
 SIDE = 256
 
@@ -42,14 +39,13 @@ def smooth_picture(width: int, height: int) -> np.ndarray:
     return np.stack(waves, axis=-1).round().astype(np.uint8)
 
 
-def still(picture: np.ndarray, crop: Crop) -> Rendered:
+def still(picture: np.ndarray, crop: Crop) -> Tensor:
     """The renderer's frame of somebody who does not move."""
     return rendered(crop.cut(picture).astype(np.float32))
 
 
-def rendered(frame: np.ndarray) -> Rendered:
-    pixels = torch.from_numpy(np.ascontiguousarray(frame.astype(np.float32).transpose(2, 0, 1)))
-    return Rendered(pixels, torch.ones(1, *pixels.shape[1:]))
+def rendered(frame: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(frame.astype(np.float32).transpose(2, 0, 1)))
 
 
 crops = st.builds(
@@ -139,7 +135,7 @@ def test_colour_cast_of_the_frame_does_not_reach_the_picture(side: int) -> None:
     width, height = side + 51, side + 90
     picture, crop = smooth_picture(width, height), Crop(17, 33, side, SIDE)
     source, frame = face(), still(picture, crop)
-    tinted = replace(frame, frame=frame.frame + torch.tensor([14.0, -9.0, 5.0])[:, None, None])
+    tinted = frame + torch.tensor([14.0, -9.0, 5.0])[:, None, None]
     result = Paster(crop, width, height).paste(picture, source, source, tinted)
     assert np.abs(result.astype(int) - picture).max() <= 1  # rounding
 
@@ -148,7 +144,7 @@ def test_cast_that_varies_across_the_frame_leaves_no_rim() -> None:
     picture, crop = smooth_picture(700, 700), Crop(50, 50, 600, SIDE)
     source, frame = face(), still(picture, crop)
     slope = torch.linspace(-20, 20, SIDE)[:, None] + torch.linspace(0, 10, SIDE)
-    lit = replace(frame, frame=frame.frame + slope)
+    lit = frame + slope
     result = Paster(crop, 700, 700).paste(picture, source, source, lit).astype(np.float64)
     added = result - picture
     # The cast is up to 25 levels; what is left of it, and its steps, are those of shading.
@@ -163,7 +159,7 @@ def test_change_within_the_face_arrives() -> None:
     cheek = ((source[3] + source[31]) / 2).tolist()
     y, x = torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE), indexing="ij")
     spot = 40 * torch.exp(-((x - cheek[0]) ** 2 + (y - cheek[1]) ** 2) / (2 * 14.0**2))
-    result = Paster(crop, 900, 900).paste(picture, source, source, replace(frame, frame=frame.frame - spot))
+    result = Paster(crop, 900, 900).paste(picture, source, source, frame - spot)
     added = result.astype(np.float64).mean(-1) - picture.mean(-1)
     row, column = (60 + round(cheek[k] * 3 + 1) for k in (1, 0))
     assert -40 < added[row, column] < -28  # light and shade are taken over smoothed
@@ -212,7 +208,7 @@ def test_nothing_tears_where_the_crop_touches_the_picture() -> None:
         target = speaking(source, (14.0, 9.0), 4.0)
         small = torch.from_numpy(crop.cut(picture).copy()).movedim(-1, 0)[None].float()
         frame = warp.apply(small, warp.backward_grid(source[None], target[None], SIDE, SIDE))[0]
-        result = Paster(crop, 500, 500).paste(picture, source, target, Rendered(frame, torch.ones(1, SIDE, SIDE)))
+        result = Paster(crop, 500, 500).paste(picture, source, target, frame)
         for axis in (0, 1):
             assert np.abs(np.diff(result.astype(int), axis=axis)).max() <= 2.5 * steps + 1  # stretched, never cut
 
@@ -224,11 +220,9 @@ def test_black_and_white_stays_black_and_white() -> None:
     target = speaking(source)
     frame = still(grey, crop)
     lips = torch.tensor([40.0, -10.0, -10.0])[:, None, None] * face_mask(target, SIDE)
-    result = Paster(crop, 600, 600).paste(grey, source, target, replace(frame, frame=frame.frame + lips)).astype(int)
+    result = Paster(crop, 600, 600).paste(grey, source, target, frame + lips).astype(int)
     assert np.ptp(result, axis=2).max() <= 1
-    coloured = Paster(crop, 600, 600).paste(
-        smooth_picture(600, 600), source, target, replace(frame, frame=frame.frame + lips)
-    )
+    coloured = Paster(crop, 600, 600).paste(smooth_picture(600, 600), source, target, frame + lips)
     assert np.ptp(coloured.astype(int), axis=2).max() > 30
 
 
@@ -290,7 +284,7 @@ def test_what_does_not_fit_is_refused_in_a_sentence() -> None:
     with pytest.raises(ValueError, match="not finite"):
         paster.paste(picture, source, torch.full((68, 2), torch.nan), frame)
     with pytest.raises(ValueError, match=r"\[3, 256, 256\], got \[3, 128, 128\]"):
-        paster.paste(picture, source, source, Rendered(torch.zeros(3, 128, 128), torch.ones(1, 128, 128)))
+        paster.paste(picture, source, source, torch.zeros(3, 128, 128))
     line = torch.linspace(0, 200, 68)[:, None].expand(-1, 2)
     with pytest.raises(ValueError, match="in one line"):
         paster.paste(picture, line, line, frame)

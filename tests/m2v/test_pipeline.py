@@ -19,7 +19,7 @@ from m2v.autoencoder import save_autoencoder
 from m2v.condition import Conditions
 from m2v.denoiser import Denoiser, save_denoiser
 from m2v.pipeline import MCVDM, N_FADE, N_FRAMES, clip_spans
-from m2v.rendered import Rendered
+from m2v.source import Still, as_picture
 from tests.m2v.tiny import DENOISER, SIDE_PX, autoencoder, denoiser, face, picture, talking
 
 CPU = torch.device("cpu")
@@ -39,7 +39,7 @@ def model() -> MCVDM:
 
 
 def frames(model: MCVDM, reference: ReferencePicture, landmarks: Tensor, seed: int = 0, n_steps: int = 1) -> np.ndarray:
-    return np.stack(list(model.render(reference, landmarks, seed, n_steps)))
+    return np.stack([as_picture(frame) for frame in model.render(Still(reference), landmarks, seed, n_steps)])
 
 
 @given(n_frames=st.integers(1, 500))
@@ -61,9 +61,8 @@ def test_as_many_frames_as_landmarks(model: MCVDM, reference: ReferencePicture, 
 class Plain(MCVDM):
     """Clips are the warp as it is: what joining them does to it can be seen."""
 
-    def clip(self, conditions: Conditions, planes: TriPlane, where: Tensor) -> tuple[Tensor, Tensor]:
-        clip = conditions.warped.movedim(1, 2)
-        return clip, torch.ones_like(clip[:, :1])
+    def clip(self, conditions: Conditions, planes: TriPlane, where: Tensor) -> Tensor:
+        return conditions.warped.movedim(1, 2)
 
 
 def test_joining_clips_leaves_no_seam(reference: ReferencePicture) -> None:
@@ -81,10 +80,9 @@ class Numbered(Plain):
 
     n_done = 0
 
-    def clip(self, conditions: Conditions, planes: TriPlane, where: Tensor) -> tuple[Tensor, Tensor]:
+    def clip(self, conditions: Conditions, planes: TriPlane, where: Tensor) -> Tensor:
         self.n_done += 1
-        clip = torch.full_like(conditions.warped.movedim(1, 2), -1 + 0.4 * self.n_done)
-        return clip, torch.ones_like(clip[:, :1])
+        return torch.full_like(conditions.warped.movedim(1, 2), -1 + 0.4 * self.n_done)
 
 
 def test_clips_fade_into_each_other_in_even_steps(reference: ReferencePicture) -> None:
@@ -97,7 +95,7 @@ def test_clips_fade_into_each_other_in_even_steps(reference: ReferencePicture) -
 
 def test_frames_come_clip_by_clip(reference: ReferencePicture) -> None:
     model = Numbered(autoencoder(), denoiser(), CPU)
-    rendering = model.render(reference, talking(40))
+    rendering = model.render(Still(reference), talking(40))
     assert model.n_done == 0
     done = []
     for _ in rendering:
@@ -146,7 +144,7 @@ def test_untrained_networks_give_the_reference_for_landmarks_as_in_it(reference:
 
 def test_values_beyond_the_range_are_cut_not_wrapped() -> None:
     values = torch.tensor([-300.0, 0.0, 127.5, 255.0, 256.0, 600.0]).view(1, 1, 6).expand(3, 2, 6)
-    shown = Rendered(values, torch.ones(1, 2, 6)).as_picture()
+    shown = as_picture(values)
     assert shown.shape == (2, 6, 3) and shown[0, :, 0].tolist() == [0, 0, 128, 255, 255, 255]
 
 

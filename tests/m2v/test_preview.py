@@ -19,7 +19,7 @@ from common.media import read_picture
 from common.motion import Motion
 from m2v.drive import drive, hold_back
 from m2v.preview import LIMITS, WarpRenderer
-from m2v.source import Still
+from m2v.source import Still, as_picture
 
 PORTRAIT = Path(__file__).parents[2] / "examples" / "portrait.jpg"
 
@@ -47,10 +47,14 @@ def opened(reference: ReferencePicture, by: float) -> torch.Tensor:
     return points
 
 
+def rendered(reference: ReferencePicture, landmarks: torch.Tensor) -> list[np.ndarray]:
+    return [as_picture(frame) for frame in WarpRenderer(Still(reference)).render(landmarks)]
+
+
 def test_a_motion_that_says_as_in_the_picture_gives_the_picture(reference: ReferencePicture) -> None:
     landmarks = drive(still(reference, 3), reference, FaceModel.builtin().mean)
     assert torch.allclose(landmarks, reference.landmarks.expand(3, -1, -1), atol=1e-3)
-    for frame in WarpRenderer(Still(reference)).render(landmarks):
+    for frame in rendered(reference, landmarks):
         assert np.abs(frame.astype(int) - reference.picture).max() <= 1
 
 
@@ -84,7 +88,7 @@ def test_a_head_that_walks_out_of_the_picture_is_held_back(reference: ReferenceP
 
 
 def test_an_opened_mouth_is_dark_inside_and_the_border_stays(reference: ReferencePicture) -> None:
-    frame = next(iter(WarpRenderer(Still(reference)).render(opened(reference, 0.25)[None])))
+    frame = rendered(reference, opened(reference, 0.25)[None])[0]
     points = opened(reference, 0.25)
     x, y = points[[62, 66], :2].mean(0).round().int().tolist()
     inside = frame[y + 2 : y + 5, x - 2 : x + 3].mean()
@@ -95,8 +99,8 @@ def test_an_opened_mouth_is_dark_inside_and_the_border_stays(reference: Referenc
 
 def test_frames_do_not_depend_on_their_batch(reference: ReferencePicture) -> None:
     targets = torch.stack([opened(reference, 0.01 * k) for k in range(20)])
-    together = list(WarpRenderer(Still(reference)).render(targets))
-    alone = [next(iter(WarpRenderer(Still(reference)).render(target[None]))) for target in targets]
+    together = rendered(reference, targets)
+    alone = [rendered(reference, target[None])[0] for target in targets]
     assert max(np.abs(a.astype(int) - b).max() for a, b in zip(together, alone, strict=True)) <= 1
 
 
@@ -106,5 +110,5 @@ def test_a_face_that_leaves_the_picture_is_still_a_picture(
     reference: ReferencePicture, dx: float, dy: float, zoom: float
 ) -> None:
     targets = opened(reference, 0.3)[None, :, :2] * zoom + torch.tensor([dx, dy])
-    frame = next(iter(WarpRenderer(Still(reference)).render(targets)))
+    frame = rendered(reference, targets)[0]
     assert frame.shape == reference.picture.shape and frame.dtype == np.uint8
