@@ -20,7 +20,7 @@ _SMOOTH_PX = 2.0  # bending is regularised as if landmarks closer than this were
 _JACOBIAN_STEP_PX = 4  # finer steps would only see the seams of the coarse grid
 
 
-def backward_grid(src: Tensor, dst: Tensor, height: int, width: int, grid: int = 32) -> Tensor:
+def backward_grid(src: Tensor, dst: Tensor, height: int, width: int, grid: int = 48) -> Tensor:
     """Where in the source each target pixel looks: landmarks [B, 68, 2] of source and target -> [B, H, W, 2], pixels.
 
     grid: cells of the coarse grid along each side. The bending is lightly regularised, so that points that meet (a
@@ -31,11 +31,13 @@ def backward_grid(src: Tensor, dst: Tensor, height: int, width: int, grid: int =
     return upsample(coarse_grid(src, dst, height, width, grid), height, width)
 
 
-def coarse_grid(src: Tensor, dst: Tensor, height: int, width: int, grid: int = 32) -> Tensor:
+def coarse_grid(src: Tensor, dst: Tensor, height: int, width: int, grid: int = 48) -> Tensor:
     """`backward_grid` at (grid + 1)² knots that span the picture corner to corner: [B, grid + 1, grid + 1, 2]."""
     anchors = border_anchors(height, width).to(dst).expand(len(dst), -1, -1)
-    centres = torch.cat([dst, anchors], dim=1)  # [B, P, 2], P = 68 + 16
-    moves = torch.cat([src - dst, torch.zeros_like(anchors)], dim=1)  # what the spline interpolates: displacement
+    around = around_eyes(dst)
+    centres = torch.cat([dst, around, anchors], dim=1)  # [B, P, 2], P = 68 + 10 + 16
+    # What the spline interpolates: displacement.
+    moves = torch.cat([src - dst, around_eyes(src) - around, torch.zeros_like(anchors)], dim=1)
     unit = float(max(height, width))  # the system is better conditioned in pictures than in pixels
     weights, affine = _solve_spline(centres / unit, moves, (_SMOOTH_PX / unit) ** 2)
     ys, xs = (torch.linspace(0, side - 1, grid + 1, dtype=dst.dtype, device=dst.device) for side in (height, width))
@@ -43,6 +45,22 @@ def coarse_grid(src: Tensor, dst: Tensor, height: int, width: int, grid: int = 3
     flat = (knots / unit).flatten(0, 1).expand(len(dst), -1, -1)
     moved = _kernel(flat, centres / unit) @ weights + F.pad(flat, (1, 0), value=1.0) @ affine
     return knots + moved.unflatten(1, (grid + 1, grid + 1))
+
+
+def around_eyes(points: Tensor) -> Tensor:
+    """Skin above and below the eyes, which a blink leaves where it is: landmarks [B, 68, 2] -> [B, 10, 2].
+
+    Without it a closing lid drags the brow, and the rims of glasses, along. Sums of brows, eye corners and the nose with
+    weights that add to 1: they move, turn and grow with the face, and the lids are not among them.
+    """
+    parts = []
+    for outer, inner, brow, nose in ((36, 39, (18, 19, 20), 31), (45, 42, (25, 24, 23), 35)):
+        along = [0.75 * points[:, outer] + 0.25 * points[:, inner], 0.25 * points[:, outer] + 0.75 * points[:, inner]]
+        middle = (points[:, outer] + points[:, inner]) / 2
+        corners = (along[0], middle, along[1])
+        parts += [(points[:, b] + c) / 2 for b, c in zip(brow, corners, strict=True)]
+        parts += [0.75 * c + 0.25 * points[:, nose] for c in along]
+    return torch.stack(parts, dim=1)
 
 
 def upsample(coarse: Tensor, height: int, width: int) -> Tensor:

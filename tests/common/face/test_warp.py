@@ -8,9 +8,10 @@ import torch
 from scipy.interpolate import RBFInterpolator
 from torch import Tensor
 
-from common.face.model import FaceModel
+from common.face.model import BROWS, LID_PAIRS, MIRROR, FaceModel
 from common.face.warp import (
     apply,
+    around_eyes,
     backward_grid,
     border_anchors,
     coarse_grid,
@@ -75,13 +76,40 @@ def test_target_landmarks_look_at_source_landmarks_and_the_border_stays() -> Non
 
 def test_knots_equal_scipys_thin_plate_spline() -> None:
     src, dst = face(), moved(2)
-    centres = torch.cat([dst[0], border_anchors(SIZE, SIZE)]).double().numpy()
-    moves = np.concatenate([(src - dst)[0].double().numpy(), np.zeros((16, 2))])
+    pairs = [torch.cat([points, around_eyes(points)], dim=1)[0].double() for points in (src, dst)]
+    centres = torch.cat([pairs[1], border_anchors(SIZE, SIZE)]).numpy()
+    moves = np.concatenate([(pairs[0] - pairs[1]).numpy(), np.zeros((16, 2))])
     # SciPy's kernel is r² log r, half of ours, and it adds `smoothing` where we add (2 px / 256)²; units of a picture.
     spline = RBFInterpolator(centres / SIZE, moves, kernel="thin_plate_spline", smoothing=(2 / SIZE) ** 2 / 2, degree=1)
     knots = identity_grid(SIZE, SIZE)[0, ::85, ::85].reshape(-1, 2).double().numpy()  # 0, 85, 170, 255: a grid of 3
     wanted = torch.from_numpy(knots + spline(knots / SIZE)).reshape(4, 4, 2)
     torch.testing.assert_close(coarse_grid(src, dst, SIZE, SIZE, grid=3)[0].double(), wanted, atol=2e-3, rtol=0)
+
+
+def test_a_blink_moves_lids_but_neither_brows_nor_rims_of_glasses() -> None:
+    src = face()
+    dst = src.clone()
+    for upper, lower in LID_PAIRS:
+        dst[:, upper] = 0.1 * src[:, upper] + 0.9 * src[:, lower]
+    assert torch.equal(around_eyes(src), around_eyes(dst))
+    flow = backward_grid(src, dst, SIZE, SIZE) - identity_grid(SIZE, SIZE)
+    height = (src[0, 40, 1] - src[0, 38, 1]).item()  # of the open eye, pixels
+
+    def moved_by(points: torch.Tensor) -> float:
+        at = apply(flow.permute(0, 3, 1, 2), points[None, None])[0, :, 0]
+        return float(at.norm(dim=0).max()) / height
+
+    assert moved_by(src[0, list(BROWS)]) < 0.05
+    assert moved_by(around_eyes(src)[0]) < 0.15
+    assert moved_by(dst[0, [37, 38, 43, 44]]) > 0.6
+
+
+def test_skin_around_the_eyes_goes_with_the_face() -> None:
+    points = face()
+    turn = torch.tensor([[0.9, -0.3], [0.4, 1.1]])
+    shift = torch.tensor([5.0, -7.0])
+    torch.testing.assert_close(around_eyes(points @ turn + shift), around_eyes(points) @ turn + shift)
+    assert torch.equal(around_eyes(points[:, MIRROR])[:, [5, 6, 7, 8, 9, 0, 1, 2, 3, 4]], around_eyes(points))
 
 
 def test_an_affine_flow_upsamples_exactly() -> None:
