@@ -233,6 +233,7 @@ def speed_table(n_frames: int = SPEED_FRAMES, n_runs: int = N_RUNS) -> str:
         "fit, as many directions as FLAME (300 + 103)": lambda: fit(flame, seen, HEIGHT),
         "frontalise, built-in": lambda: frontalise(seen, HEIGHT, builtin),
     }
+    load = f"load average before the runs {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "load unknown"
     n_cores = os.cpu_count() or 1
     rows = []
     for name, call in calls.items():
@@ -247,8 +248,7 @@ def speed_table(n_frames: int = SPEED_FRAMES, n_runs: int = N_RUNS) -> str:
     header = [f"{n_frames} frames"]
     for n_threads in dict.fromkeys((1, n_cores)):
         header += [f"frames/s, {n_threads} thread{'s' * (n_threads > 1)}, median of {n_runs}", "slowest"]
-    load = f"load average before {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "load unknown"
-    return f"{n_cores} cores, {load} (this process included)\n\n{markdown(header, rows)}"
+    return f"{n_cores} cores, {load}\n\n{markdown(header, rows)}"
 
 
 def timed(call: Callable[[], object]) -> float:
