@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # torch takes seconds to import: a wrong flag should not wait
     import torch
 
     from common.face.framing import ReferencePicture
+    from common.face.pose_video import PoseTrack
     from common.motion import Motion
     from m2v.dub import Dub, Footage
     from m2v.scene import Scene
@@ -36,21 +37,21 @@ def main(argv: list[str]) -> None:
     args, overrides = parse(argv, __doc__)
     config = compose(args, overrides)
     clock = Clock()
-    path = result_path(args)
+    path = result_path(args, config)
     with clock.stage("loading"):
         device = pick_device(config.device)
         given = read_motion(args) if args.motion else None
         footage = read_footage(args.video, config.detector, device) if args.video else None
         references = [] if footage else read_references(args, config, device)
+        driver = read_driver(Path(config.pose), config.detector, device) if config.pose not in POSES else None
     person = footage.person() if footage else references[0]
     if given:
-        motion = fitted(given, person)
+        motion = fitted(given, person, is_dub=footage is not None)
     else:
         with clock.stage("speech to motion"):
             motion = speak(config, read_speech(args.audio), person, device, is_dub=footage is not None)
-    if config.pose not in POSES:
-        with clock.stage("following the head"):
-            motion = follow_head(motion, Path(config.pose), config.pose_end)
+    if driver:
+        motion = follow_head(motion, driver, config.pose_end)
     dubbed = dub(footage, motion, config.pose_end) if footage else None
     if args.motion_only:
         (dubbed.motion if dubbed else motion).save(path, overwrite=args.overwrite)
@@ -136,7 +137,10 @@ def read_references(
         picture = read_picture(path)
         landmarks = find_landmarks(path, picture, choice)
         if config.framing == "full":
+            size = picture.shape
             picture, landmarks = within_4k(picture, landmarks)
+            if picture.shape != size:
+                say(f"note: {path} is larger than 4K: it is made smaller")
         references.append(ReferencePicture.of(picture, landmarks, model, keep_whole=config.framing == "full"))
         if references[-1].opening > OPEN_MOUTH and len(args.image) == 1:
             say(f"note: the mouth in {path} is open: one with a closed mouth looks better")
@@ -144,7 +148,8 @@ def read_references(
             say(f"note: the head in {path} is turned far to the side: a frontal picture looks better")
     order = sorted(range(len(references)), key=lambda k: references[k].opening + references[k].turn_rad)
     if len(references) > 1:
-        also = "" if config.references == "best" else "; the others lend their faces where they are nearer"
+        lends = config.references == "nearest" and config.m2v.name == "mcvdm"
+        also = "; the others lend their faces where they are nearer" if lends else ", the others are not used"
         say(f"of {len(references)} pictures, {args.image[order[0]]} comes first (frontal, mouth closed){also}")
     return [references[k] for k in order]
 
@@ -156,6 +161,16 @@ def read_footage(path: Path, detector: str, device: "torch.device") -> "Footage"
     footage = Footage.read(path, detector, str(device))
     say(f"video: {path}, {footage.motion.n_frames} frames at {footage.motion.fps:g} frames/s with a face")
     return footage
+
+
+def read_driver(path: Path, detector: str, device: "torch.device") -> "PoseTrack":
+    """The head of a driving video, frame by frame."""
+    from common.face.model import FaceModel
+    from common.face.pose_video import read_pose
+
+    track = read_pose(path, FaceModel.builtin(), detector, str(device))
+    say(f"head: {path}, {len(track.time_s)} frames")
+    return track
 
 
 # ---- stage one ------------------------------------------------------------------------------------------------------
@@ -188,26 +203,29 @@ def speak(
     return motion
 
 
-def fitted(motion: "Motion", person: "ReferencePicture") -> "Motion":
-    """A Motion that names no reference is somebody's performance: mouth, lids and pose are carried over."""
+def fitted(motion: "Motion", person: "ReferencePicture", is_dub: bool) -> "Motion":
+    """A Motion that names no reference is somebody's performance: mouth, lids and pose are carried over.
+
+    One that does is a change of its own picture, which any picture can take up; a video needs the mouth itself.
+    """
+    from dataclasses import replace
+
     from common.face.model import FaceModel
     from common.face.reenact import reenact
 
-    if motion.reference is not None:
+    if motion.reference is not None and not is_dub:
         return motion
+    motion = replace(motion, reference=None)
     say("the motion is followed as another person's: mouth and lids scaled, the head relative to the picture")
     return reenact(motion, person, FaceModel.builtin())
 
 
-def follow_head(motion: "Motion", video_path: Path, end: str) -> "Motion":
+def follow_head(motion: "Motion", driver: "PoseTrack", end: str) -> "Motion":
     """The motion with the head of a driving video."""
     from common.face.model import FaceModel
-    from common.face.pose_video import follow, read_pose
+    from common.face.pose_video import follow
 
-    model = FaceModel.builtin()
-    track = read_pose(video_path, model)
-    say(f"head: {video_path}, {len(track.time_s)} frames")
-    return follow(motion, track, model, "hold" if end == "hold" else "loop")
+    return follow(motion, driver, FaceModel.builtin(), "hold" if end == "hold" else "loop")
 
 
 def dub(footage: "Footage", speech: "Motion", end: str) -> "Dub":
@@ -216,6 +234,8 @@ def dub(footage: "Footage", speech: "Motion", end: str) -> "Dub":
     made = dubbed(footage, speech, "hold" if end == "hold" else "loop")
     if made.motion.n_frames > footage.motion.n_frames:
         say(f"note: the video is shorter than the speech: it {'is held' if end == 'hold' else 'plays to and fro'}")
+    elif made.motion.n_frames < footage.motion.n_frames:
+        say(f"note: the video is longer than the speech: it ends after {made.motion.duration_s:.2f} s")
     return made
 
 
@@ -233,7 +253,8 @@ def picture_scene(config: GenerateConfig, motion: "Motion", references: list["Re
     landmarks = drive(motion, references[0], mean, LIMITS)
     if (landmarks - drive(motion, references[0], mean)).norm(dim=-1).max() > 3:
         say("note: the motion goes further than the picture can follow: turns, shifts and sizes are held back")
-    used = references if config.references == "nearest" else references[:1]
+    lends = config.references == "nearest" and config.m2v.name == "mcvdm"
+    used = references if lends else references[:1]
     return Scene.of_pictures(used, landmarks, motion.fps)
 
 
@@ -248,17 +269,22 @@ def render(
 ) -> None:
     """Frames → file."""
     from common.media import VideoWriter
+    from m2v.source import Several
 
     framing = config.framing or ("full" if args.video else "crop")
     width, height = scene.size(framing)
     frames = scene.frames(rendered(config, scene, device), framing)
     if framing == "full":
-        say(f"full picture: {width}x{height}")
+        cut = "" if (width, height) == scene.whole_size else ", a row or column less: H.264 has no odd sides"
+        say(f"full picture: {width}x{height}{cut}")
     with VideoWriter(
         video_path, width, height, fps=scene.fps, audio_path=args.audio, overwrite=args.overwrite, crf=config.crf
     ) as writer:
         for frame in progress(frames, scene.n_frames, "frames"):
             writer.write(frame)
+    if isinstance(scene.source, Several):
+        each = ", ".join(map(str, scene.source.n_clips))
+        say(f"the pictures, the first first, gave the face in {each} of {sum(scene.source.n_clips)} clips")
 
 
 def rendered(config: GenerateConfig, scene: "Scene", device: "torch.device") -> "Iterator[torch.Tensor]":

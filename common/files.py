@@ -9,7 +9,7 @@ as whole.
 import os
 import secrets
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -58,6 +58,23 @@ def check_output(path: Path, overwrite: bool = False) -> None:
         raise InputError(f"{path} can't be written ({reason}): choose another place.") from error
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise InputError(f"The folder {path.parent} is not writable: choose another place, or change its permissions.")
+
+
+def check_result(path: Path, suffixes: tuple[str, ...], inputs: Iterable[Path | None], overwrite: bool = False) -> None:
+    """`check_output`, and raise InputError where the name doesn't end as it must or is that of one of the inputs."""
+    if path.suffix.lower() not in suffixes:
+        raise InputError(f"{path} is not named as what is to be written: let the name end in {' or '.join(suffixes)}")
+    for given in inputs:
+        if given is not None and is_file(path) and is_file(given) and path.samefile(given):
+            raise InputError(f"{path} is an input of this run and would be lost: choose another name for the result")
+    check_output(path, overwrite)
+
+
+def is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # longer than a name can be
+        return False
 
 
 @contextmanager

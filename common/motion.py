@@ -91,11 +91,6 @@ class Motion:
         """The frame that equals the reference picture: the one that is named, else frame 0."""
         return self.reference or Reference(self.landmarks[0], self.pose[0])
 
-    def posed_reference(self) -> Tensor:
-        """Image landmarks [68, 3] of the frame that equals the reference picture."""
-        shape = self.mean_landmarks + self.rest.landmarks
-        return flip_image(self.rest.pose.project(shape), self.image_size[1])
-
     def slice(self, start: int, stop: int) -> Motion:
         """Frames start to stop - 1. The reference stays what it was: frame 0 of the whole, where none was named."""
         return replace(self, landmarks=self.landmarks[start:stop], pose=self.pose[start:stop], reference=self.rest)

@@ -10,7 +10,7 @@ import numpy as np
 from common.media import VideoReader
 
 End = Literal["loop", "hold"]
-PIECE_BYTES = 400 << 20  # of pictures held at a time where a video is read backwards
+PIECE_BYTES = 200 << 20  # of pictures held at a time where a video is read backwards
 
 
 def order(n_frames: int, n_wanted: int, end: End) -> list[int]:
@@ -37,6 +37,7 @@ def frames(video: VideoReader, numbers: Sequence[int], fps: Fraction | float) ->
         n = _length_of_run_down(numbers, k, most)
         if n > 1:
             low = numbers[k + n - 1]
+            frame, piece = None, []  # not two pieces at a time
             piece = list(islice(video.frames_at(fps, low), numbers[k] - low + 1))
             yield from (piece[number - low] for number in numbers[k : k + n])
             frame, at, ahead = piece[0], low, video.frames_at(fps, low + 1)

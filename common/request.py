@@ -2,12 +2,12 @@
 
 import argparse
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from common import entry
 from common.errors import InputError
-from common.files import check_input, check_output
+from common.files import check_input, check_result, is_file
 
 POSES = ("natural", "still")
 POSE_ENDS = ("loop", "hold")
@@ -117,7 +117,7 @@ def parser(description: str | None) -> entry.Parser:
     where.add_argument(
         "--landmarks", type=Path, metavar="FILE", help="68 points (text, JSON or .npy) instead of detecting"
     )
-    add("--convention", choices=CONVENTIONS, help="of --landmarks, if the file says none (default ibug68)")
+    add("--convention", choices=CONVENTIONS, help="of --landmarks (default: as the file says, else ibug68)")
     add("overrides", nargs="*", metavar="KEY=VALUE", help="Hydra overrides of conf/generate.yaml")
     return whole
 
@@ -141,26 +141,29 @@ def _contradictions(args: argparse.Namespace) -> list[tuple[bool, str]]:
         (bool(args.motion and args.pose), "--motion brings its own head motion: leave --pose away"),
         (bool(args.video and args.pose), "--video keeps the head motion that it has: leave --pose away"),
         (
-            bool(args.pose_end and not args.video and args.pose in (None, *POSES)),
-            "--pose-end says how a video goes on that is too short: give one, with --pose or --video",
-        ),
-        (bool(args.convention and not args.landmarks), "--convention says what --landmarks are: give both"),
-        (
             bool(chooses_face and (args.video or len(args.image) > 1)),
             "--face-index, --face-box and --landmarks describe one picture: give one --image with them",
         ),
     ]
 
 
+def _contradictions_of(args: argparse.Namespace, config: GenerateConfig) -> list[tuple[bool, str]]:
+    """The same for what overrides may have said too."""
+    is_followed = config.pose not in POSES
+    asks_for_end = args.pose_end is not None
+    return [
+        (bool(args.motion and is_followed), "--motion brings its own head motion: leave pose=... away"),
+        (bool(args.video and is_followed), "--video keeps the head motion that it has: leave pose=... away"),
+        (
+            asks_for_end and not args.video and not is_followed,
+            "--pose-end says how a video goes on that is too short: give one, with --pose or --video",
+        ),
+        (bool(config.convention and not args.landmarks), "--convention says what --landmarks are: give both"),
+    ]
+
+
 def is_override(text: str) -> bool:
     return "=" in text or text.startswith("~")
-
-
-def is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # longer than a name can be
-        return False
 
 
 def compose(args: argparse.Namespace, overrides: list[str]) -> GenerateConfig:
@@ -170,20 +173,18 @@ def compose(args: argparse.Namespace, overrides: list[str]) -> GenerateConfig:
         for override in [each for each in overrides if each.startswith((f"{key}=", f"{key}.name="))]:
             say(f"note: the flag for {key} ({value}) wins over the override {override}")
             overrides.remove(override)
-    config = entry.compose(entry.CONF_DIR, "generate", GenerateConfig, overrides + _quoted(flags))
+    # Paths may hold what Hydra's grammar takes for its own.
+    pose, device = flags.pop("pose", None), flags.pop("device", None)
+    given = [*overrides, *(f"{key}={value}" for key, value in flags.items())]
+    config = entry.compose(entry.CONF_DIR, "generate", GenerateConfig, given)
+    config = replace(config, pose=pose or config.pose, device=device or config.device)
     _check(config)
+    for is_wrong, reason in _contradictions_of(args, config):
+        if is_wrong:
+            raise InputError(reason)
     if config.steps is not None and (config.a2m.name, config.m2v.name) == ("regression", "warp"):
         say("note: neither the regression nor the warp samples in steps: --steps has no effect")
     return config
-
-
-def _quoted(flags: dict[str, object]) -> list[str]:
-    """Flags as overrides; paths may hold what Hydra's grammar takes for its own."""
-    quoted = []
-    for key, value in flags.items():
-        text = str(value).replace("\\", "\\\\").replace("'", "\\'")
-        quoted.append(f"{key}='{text}'" if key in ("pose", "device") else f"{key}={value}")
-    return quoted
 
 
 def _check(config: GenerateConfig) -> None:
@@ -212,24 +213,18 @@ def _check(config: GenerateConfig) -> None:
             raise InputError(f"{key} goes from {least} to {MOST_STEPS}, not {n}")
 
 
-def result_path(args: argparse.Namespace) -> Path:
+def result_path(args: argparse.Namespace, config: GenerateConfig) -> Path:
     """Where the result goes; raises InputError, before any work, where it can't."""
     from common.media import VIDEO_SUFFIXES
 
     person = args.video or (args.image[0] if args.image else None)
     name = "" if person is None else f"{(args.audio or args.motion).stem}_{person.stem}.mp4"
     path: Path = args.motion_only or args.out or Path("outputs") / name
-    if args.motion_only and path.suffix != ".npz":
-        raise InputError(f"{path} is not named as a Motion: let the name end in .npz")
-    if not args.motion_only and path.suffix.lower() not in VIDEO_SUFFIXES:
-        raise InputError(f"{path} is not named as a video that can be written: let the name end in .mp4")
     if args.audio:
         check_input(args.audio, "sound file")
-    followed = [Path(args.pose)] if args.pose not in (None, *POSES) else []
-    for given in [args.audio, args.motion, args.landmarks, args.video, *followed, *args.image]:
-        if given and is_file(path) and is_file(given) and path.samefile(given):
-            raise InputError(f"{path} is an input of this run and would be lost: choose another name for the result")
-    check_output(path, args.overwrite)
+    followed = None if config.pose in POSES else Path(config.pose)
+    inputs = [args.audio, args.motion, args.landmarks, args.video, followed, *args.image]
+    check_result(path, (".npz",) if args.motion_only else VIDEO_SUFFIXES, inputs, args.overwrite)
     return path
 
 

@@ -78,13 +78,12 @@ class Paster:
     unchanged. Memory is that of the crop, whatever the number of frames.
     """
 
-    def __init__(self, crop: Crop, width: int, height: int, device: torch.device | str = "cpu") -> None:
+    def __init__(self, crop: Crop, width: int, height: int) -> None:
         x1, y1 = crop.x0 + crop.side, crop.y0 + crop.side
         if crop.side < 1 or crop.x0 < 0 or crop.y0 < 0 or x1 > width or y1 > height:
             raise ValueError(f"the crop {crop} does not lie in a picture of {width}x{height}")
         self.crop, self.width, self.height = crop, width, height
-        self.device = torch.device(device)
-        self.edge = edge_fade(crop, width, height).to(self.device)  # [h, h]
+        self.edge = edge_fade(crop, width, height)  # [h, h]
         self.original: Original | None = None
 
     def paste(self, picture: np.ndarray, source: Tensor, target: Tensor, frame: Tensor) -> np.ndarray:
@@ -106,7 +105,7 @@ class Paster:
 
     def mask(self, source: Tensor, target: Tensor) -> np.ndarray:
         """How far the picture may be changed, float32 [H, W] in 0..1; where it is 0, it is not."""
-        mask = head_mask(source, target, self.crop.size_px) * self.edge.cpu()
+        mask = head_mask(source, target, self.crop.size_px) * self.edge
         whole = np.zeros((self.height, self.width), np.float32)
         box = _box(mask > 0, self.crop)
         if box is not None:
@@ -119,10 +118,10 @@ class Paster:
 
     def _original(self, picture: np.ndarray, source: Tensor) -> Original:
         last = self.original
-        source = source[None].to(self.device, torch.float32)
+        source = source[None].to(torch.float32)
         if last is None or last.picture is not picture:
             c = self.crop
-            begun = _workers().submit(_tensor, picture[c.y0 : c.y0 + c.side, c.x0 : c.x0 + c.side], self.device)
+            begun = _workers().submit(_tensor, picture[c.y0 : c.y0 + c.side, c.x0 : c.x0 + c.side])
             small, tones = _workers().submit(self._small, picture).result()
             last = Original(picture, begun.result(), small, tones, source)
         self.original = replace(last, source=source)
@@ -130,7 +129,7 @@ class Paster:
 
     @torch.inference_mode()
     def _small(self, picture: np.ndarray) -> tuple[Tensor, Tensor]:
-        small = _tensor(self.crop.cut(picture), self.device)
+        small = _tensor(self.crop.cut(picture))
         return small, _tones(small)
 
     def _check(self, picture: np.ndarray, source: Tensor, target: Tensor, frame: Tensor) -> None:
@@ -149,9 +148,9 @@ class Paster:
 
 
 @torch.inference_mode()
-def _tensor(picture: np.ndarray, device: torch.device) -> Tensor:
+def _tensor(picture: np.ndarray) -> Tensor:
     """uint8 [h, w, 3] → float32 [1, 3, h, w]."""
-    pixels = torch.from_numpy(picture.copy()).to(device)
+    pixels = torch.from_numpy(picture.copy())
     return pixels.movedim(-1, 0)[None].to(torch.float32, memory_format=torch.contiguous_format)
 
 

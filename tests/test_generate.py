@@ -307,6 +307,29 @@ def walk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def test_a_driving_video_may_have_any_name(walk: Path, tmp_path: Path) -> None:
+    for name in ("a b/back\\slash.mp4", "it's.mp4", "d$x${y}.mp4", "a=b,c[1].mp4"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(walk.read_bytes())
+        args, overrides = request.parse(["--audio", "a", "--image", "b", "--pose", str(path)])
+        assert request.compose(args, overrides).pose == str(path)
+
+
+def test_what_overrides_say_is_checked_like_flags(walk: Path, short: Path) -> None:
+    for flags in (
+        ["--audio", "a", "--video", str(walk), f"pose={walk}"],
+        ["--motion", "m.npz", "--image", "b", f"pose={walk}"],
+        ["--audio", "a", "--image", "b", "convention=ibug68"],
+        ["--audio", "a", "--image", "b", "--pose-end", "hold", "pose=still"],
+    ):
+        with pytest.raises(InputError):
+            request.compose(*request.parse(flags))
+    args, overrides = request.parse(["--audio", str(short), "--image", "b", "--out", str(walk), f"pose={walk}"])
+    with pytest.raises(InputError, match="is an input"):
+        request.result_path(args, request.compose(args, overrides))
+
+
 @pytest.mark.parametrize("renderer", ["mcvdm", "warp"])
 def test_the_whole_picture_is_given_back_in_its_own_size(short: Path, tmp_path: Path, renderer: str) -> None:
     odd = tmp_path / "odd.png"

@@ -10,7 +10,7 @@ import torch
 from common.errors import InputError
 from common.face import detect
 from common.face.conventions import to_model
-from common.face.landmark_file import as_model_has_them, check_landmarks, read_landmark_file
+from common.face.landmark_file import as_model_has_them, check_landmarks, read_landmarks
 from common.face.model import FaceModel
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ def find_landmarks(path: Path, picture: np.ndarray, choice: Choice) -> np.ndarra
     """
     model, height = FaceModel.builtin(), picture.shape[0]
     if choice.landmarks_path:
-        file = read_landmark_file(choice.landmarks_path)
+        file = read_landmarks(choice.landmarks_path)
         check_landmarks(file.points, choice.landmarks_path, picture.shape[1], height)
         return as_model_has_them(file, choice.convention, height, model)
     face = find_face(path, picture, choice)

@@ -9,9 +9,7 @@ refused with a sentence.
 
 from __future__ import annotations
 
-import argparse
 import logging
-import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,12 +17,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from common import weights
+from common import entry, weights
 from common.errors import InputError
 from common.face.fit import fit
 from common.face.model import CONVENTION, N_POINTS, FaceModel
 from common.face.pos import Pose, align, flip_image
-from common.files import check_output
+from common.files import check_result
 
 FACEMESH68, IBUG68, IBUG68_3D = CONVENTION, "ibug68", "ibug68_3d"
 CONVENTIONS = (FACEMESH68, IBUG68, IBUG68_3D)
@@ -203,8 +201,8 @@ def builtin() -> Mapping:
     return load(BUILTIN)
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m common.face.conventions", description=__doc__)
+def main(argv: list[str]) -> None:
+    parser = entry.Parser(prog="python -m common.face.conventions", description=__doc__)
     commands = parser.add_subparsers(required=True, dest="command")
     pairs = commands.add_parser("pairs", help="run dlib's 68-point predictor over pictures with FaceMesh landmarks")
     pairs.add_argument("--data", type=Path, required=True, help="folder with index.csv, clips/, tracks/, portraits/")
@@ -215,26 +213,21 @@ def main(argv: list[str] | None = None) -> None:
     fit.add_argument("--pairs", type=Path, required=True, help="the .npz of `pairs`")
     fit.add_argument("--out", type=Path, default=weights.BUILT_IN_DIR / BUILTIN)
     args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)  # small batches: more threads only wait for each other
 
     from common.face import conventions_fit  # it needs this module
 
-    try:
-        if args.command == "pairs":
-            check_output(args.out, args.overwrite)
-            found = conventions_fit.measure_pairs(args.data, args.predictor)
-            found.save(args.out, args.overwrite)
-            print(f"{args.out}: {len(found)} pictures, {len(set(found.person.tolist()))} people")
-        else:
-            read = conventions_fit.Pairs.load(args.pairs)
-            mapping, choice = conventions_fit.fit_mapping(read)
-            save(args.out, mapping)
-            print(choice)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    if args.command == "pairs":
+        check_result(args.out, (".npz",), [args.predictor], args.overwrite)
+        found = conventions_fit.measure_pairs(args.data, args.predictor)
+        found.save(args.out, args.overwrite)
+        print(f"{args.out}: {len(found)} pictures, {len(set(found.person.tolist()))} people")
+    else:
+        read = conventions_fit.Pairs.load(args.pairs)
+        mapping, choice = conventions_fit.fit_mapping(read)
+        save(args.out, mapping)
+        print(choice)
 
 
 if __name__ == "__main__":
-    main()
+    entry.run(main, level=logging.INFO, form="%(message)s")

@@ -9,9 +9,7 @@ residuals count less (`pos.DEPTH_WEIGHT`). From a video to a file of coefficient
 
 from __future__ import annotations
 
-import argparse
 import logging
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +19,11 @@ import torch
 from scipy.linalg import cho_solve_banded, cholesky_banded
 from torch import Tensor
 
+from common import entry
 from common.errors import InputError
-from common.face.model import BUILTIN, CONVENTION, N_POINTS, RIGID, FaceModel
+from common.face.model import BUILTIN, N_POINTS, RIGID, FaceModel
 from common.face.pos import DEPTH_WEIGHT, Pose, align, flip_image, untellable
-from common.files import atomic_path, check_output
+from common.files import atomic_path, check_result
 
 log = logging.getLogger(__name__)
 
@@ -251,7 +250,9 @@ def _put(pose: Pose, part: slice, found: Pose) -> None:
 # ---- a video on the command line ------------------------------------------------------------------------------------
 
 
-def fit_video(video_path: Path, model: FaceModel, smoothing_frames: float = 0.0) -> tuple[Fit, dict[str, Any]]:
+def fit_video(
+    video_path: Path, model: FaceModel, smoothing_frames: float = 0.0, detector: str = "builtin"
+) -> tuple[Fit, dict[str, Any]]:
     """Track a video's largest face and fit the model to it -> the fit, and what its frames are.
 
     That is fps; image_size, width and height; n_video_frames; first_frame, the video's, which is frame 0 of the fit;
@@ -260,10 +261,12 @@ def fit_video(video_path: Path, model: FaceModel, smoothing_frames: float = 0.0)
     convention.
     """
     from common.face.conventions import convert  # these need this module
+    from common.face.detect import CONVENTION_OF
     from common.face.track import follow
 
-    convert(torch.zeros(0, N_POINTS, 3), CONVENTION, model.convention)  # is there a way? Before hours of video are read
-    seen = follow(video_path)
+    # Is there a way? Asked before hours of video are read.
+    convert(torch.zeros(0, N_POINTS, 3), CONVENTION_OF[detector], model.convention)
+    seen = follow(video_path, detector, "cuda" if torch.cuda.is_available() else "cpu")
     points = convert(torch.from_numpy(seen.points), seen.convention, model.convention)
     try:
         fitted = fit(model, points, seen.size[1], smoothing_frames=smoothing_frames)
@@ -292,8 +295,10 @@ def save(path: Path, fitted: Fit, model: FaceModel, frames: dict[str, Any], over
         np.savez_compressed(file, **arrays)
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
+def main(argv: list[str]) -> None:
+    from common.face.detect import BACK_ENDS  # it needs this module
+
+    parser = entry.Parser(
         prog="python -m common.face.fit",
         description="Follow the largest face of a video and save what a face model makes of it: identity, and "
         "expression, pose and residual of every frame (.npz of plain arrays).",
@@ -310,19 +315,15 @@ def main(argv: list[str] | None = None) -> None:
         metavar="N",
         help="take the tremble out of the landmarks: swings under 6 N frames go; 1 is gentle (default: 0, none)",
     )
+    parser.add_argument("--detector", choices=BACK_ENDS, default=BACK_ENDS[0], help="whose landmarks")
     parser.add_argument("--overwrite", action="store_true")
     args = parser.parse_args(argv)
     if not 0 <= args.smooth <= MAX_SMOOTHING_FRAMES:
-        parser.error(f"--smooth must lie between 0 and {MAX_SMOOTHING_FRAMES:g}, got {args.smooth:g}")
-    logging.basicConfig(format="%(levelname)s: %(message)s")
-    try:
-        check_output(args.out, args.overwrite)
-        model = FaceModel.load(args.model)
-        fitted, frames = fit_video(args.video, model, args.smooth)
-        save(args.out, fitted, model, frames, args.overwrite)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        raise InputError(f"--smooth takes 0 to {MAX_SMOOTHING_FRAMES:g} frames, not {args.smooth:g}")
+    check_result(args.out, (".npz",), [args.video], args.overwrite)
+    model = FaceModel.load(args.model)
+    fitted, frames = fit_video(args.video, model, args.smooth, args.detector)
+    save(args.out, fitted, model, frames, args.overwrite)
     residual, first = fitted.residual_px, frames["first_frame"]
     n_filled = int((np.diff(frames["interpolated_frames"]) + 1).sum())
     print(
@@ -334,4 +335,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    entry.run(main)

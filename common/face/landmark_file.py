@@ -32,12 +32,7 @@ class LandmarkFile:
     convention: str | None = None
 
 
-def read_landmarks(path: Path) -> np.ndarray:
-    """The points of `read_landmark_file`, float32 [68, 2 or 3], whatever their convention."""
-    return read_landmark_file(path).points
-
-
-def read_landmark_file(path: Path) -> LandmarkFile:
+def read_landmarks(path: Path) -> LandmarkFile:
     """68 points, iBUG order, pixels, x right and y down.
 
     .npy; .json (a list, or an object with "landmarks" and, if it says so, "convention"); anything else is text: a row
@@ -67,10 +62,10 @@ def as_model_has_them(file: LandmarkFile, convention: str | None, height: int, m
     """Points of a file in the face model's convention, with depth: float32 [68, 3].
 
     convention: what the user says of the file, which wins over what the file says; where neither says anything, the
-    points are taken for the model's own. Depth in which the nose lies behind the ears grows towards the camera, as
-    face-alignment's does: it is turned round. height: of the picture in pixels.
+    points are taken for iBUG's, as nearly all such files are (dlib, face-alignment). Depth in which the nose lies
+    behind the ears grows towards the camera, as face-alignment's does: it is turned round. height: of the picture.
     """
-    known, points = convention or file.convention or model.convention, file.points
+    known, points = convention or file.convention or IBUG68, file.points
     if points.shape[-1] == 3 and points[30, 2] > (points[0, 2] + points[16, 2]) / 2:
         points = points * np.array([1, 1, -1], np.float32)
     return to_model(torch.from_numpy(points)[None], known, model, height)[0].numpy()
@@ -115,10 +110,3 @@ def check_landmarks(points: np.ndarray, path: Path, width: int, height: int) -> 
         check_posable(torch.from_numpy(points)[None])
     except ValueError as error:
         raise InputError(f"{path} does not describe a face: {error}.") from error
-
-
-def with_depth(points: np.ndarray, height: int, model: FaceModel) -> np.ndarray:
-    """Landmarks [68, 2] get the depth of the face model fitted to them; [68, 3] stay as they are → float32 [68, 3]."""
-    if points.shape[-1] == 3:
-        return points
-    return to_model(torch.from_numpy(points)[None], model.convention, model, height)[0].numpy()

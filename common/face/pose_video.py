@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 from common.errors import InputError
+from common.face import detect
+from common.face.conventions import to_model
 from common.face.fit import frontalise
 from common.face.model import FaceModel
 from common.face.pos import Pose
@@ -108,13 +110,14 @@ def played(time_s: np.ndarray, length_s: float, end: End) -> np.ndarray:
 # ---- from a video ---------------------------------------------------------------------------------------------------
 
 
-def read_pose(video_path: Path, model: FaceModel) -> PoseTrack:
+def read_pose(video_path: Path, model: FaceModel, detector: str = detect.BUILTIN, device: str = "cpu") -> PoseTrack:
     """Follow the largest face of a video, whatever its rate, constant or not, and find its pose in every frame.
 
     Where the face is gone for more than `MAX_GAP_S`, or the scene changes, the longest part is used and a warning says
     so; shorter gaps are interpolated. Memory: the landmarks, 0.8 KB a frame. Raises InputError where no frame has a
     face.
     """
+    detect.check_back_end(detector, device)
     times: list[float] = []
     landmarks: list[np.ndarray | None] = []
     shots: list[int] = []
@@ -122,7 +125,12 @@ def read_pose(video_path: Path, model: FaceModel) -> PoseTrack:
         follower, height = Follower(float(video.fps)), video.height
         for time_s, frame in video:
             times.append(time_s)
-            landmarks.append(follower.see(frame))
+            points = follower.see(frame)
+            if points is not None and detector != detect.BUILTIN:
+                points = detect.landmarks_by(detector, frame, detect.Face(points, 1.0).box, device)
+                in_model = to_model(torch.from_numpy(points)[None], detect.CONVENTION_OF[detector], model, height)
+                points = in_model[0].numpy()
+            landmarks.append(points)
             shots.append(follower.shot)
     try:
         track = pose_track(landmarks, np.array(times), height, model, shots)

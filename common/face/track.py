@@ -3,9 +3,7 @@
 python -m common.face.track VIDEO MOTION.npz [--detector face-alignment-2d] [--smooth 0]
 """
 
-import argparse
 import logging
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common import entry
 from common.errors import InputError
 from common.face import detect
 from common.face.conventions import to_model
 from common.face.fit import frontalise
 from common.face.model import FaceModel
-from common.files import check_output
+from common.files import check_result
 from common.media import VideoReader
 from common.motion import Motion
 
@@ -267,8 +266,8 @@ def track(video_path: Path, detector: str = detect.BUILTIN, smooth_s: float = SM
         raise InputError(f"{video_path} gives no motion ({error}): convert it to MP4 at 25 frames/s first") from error
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
+def main(argv: list[str]) -> None:
+    parser = entry.Parser(
         prog="python -m common.face.track", description="Follow the largest face of a video and save its motion."
     )
     parser.add_argument("video", type=Path)
@@ -284,19 +283,14 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--overwrite", action="store_true")
     args = parser.parse_args(argv)
-    logging.basicConfig(format="%(levelname)s: %(message)s")
-    try:
-        if not 0 <= args.smooth <= MAX_SMOOTH_S:
-            raise InputError(f"--smooth takes 0 to {MAX_SMOOTH_S:g} seconds, not {args.smooth:g}")
-        check_output(args.motion, args.overwrite)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        motion = track(args.video, args.detector, args.smooth, device)
-        motion.save(args.motion, overwrite=args.overwrite)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    if not 0 <= args.smooth <= MAX_SMOOTH_S:
+        raise InputError(f"--smooth takes 0 to {MAX_SMOOTH_S:g} seconds, not {args.smooth:g}")
+    check_result(args.motion, (".npz",), [args.video], args.overwrite)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    motion = track(args.video, args.detector, args.smooth, device)
+    motion.save(args.motion, overwrite=args.overwrite)
     print(f"{args.motion}: {motion.n_frames} frames at {motion.fps:g} frames/s, {motion.n_frames / motion.fps:.2f} s")
 
 
 if __name__ == "__main__":
-    main()
+    entry.run(main)

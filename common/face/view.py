@@ -32,7 +32,7 @@ from common.face.model import FaceModel
 from common.face.pos import flip_image
 from common.face.track import follow, smooth
 from common.ffmpeg import open_container
-from common.files import check_output
+from common.files import check_result
 from common.media import (
     PICTURE_SIDE_PX,
     VIDEO_SUFFIXES,
@@ -228,11 +228,7 @@ def _check_out(path: Path, source: Path, overwrite: bool) -> bool:
     is_picture = path.suffix.lower() in PICTURE_SUFFIXES
     if is_picture and source.suffix.lower() not in PICTURE_SUFFIXES:
         raise InputError(f"{path} is named as a picture, {source} is none: let the name end in .mp4.")
-    if not is_picture and path.suffix.lower() not in VIDEO_SUFFIXES:
-        raise InputError(f"{path} is not named as a video that can be written: let the name end in .mp4.")
-    check_output(path, overwrite)
-    if path.exists() and source.exists() and path.samefile(source):
-        raise InputError(f"{path} is what the mesh is drawn over: give another name for the result.")
+    check_result(path, PICTURE_SUFFIXES if is_picture else VIDEO_SUFFIXES, [source], overwrite)
     return is_picture
 
 

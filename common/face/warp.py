@@ -50,8 +50,8 @@ def coarse_grid(src: Tensor, dst: Tensor, height: int, width: int, grid: int = 4
 def around_eyes(points: Tensor) -> Tensor:
     """Skin above and below the eyes, which a blink leaves where it is: landmarks [B, 68, 2] -> [B, 10, 2].
 
-    Without it a closing lid drags the brow, and the rims of glasses, along. Sums of brows, eye corners and the nose with
-    weights that add to 1: they move, turn and grow with the face, and the lids are not among them.
+    Without it a closing lid drags the brow, and the rims of glasses, along. Sums of brows, eye corners and the nose
+    with weights that add to 1: they move, turn and grow with the face, and the lids are not among them.
     """
     parts = []
     for outer, inner, brow, nose in ((36, 39, (18, 19, 20), 31), (45, 42, (25, 24, 23), 35)):

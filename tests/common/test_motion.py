@@ -66,7 +66,8 @@ def test_a_saved_motion_comes_back_bit_for_bit(tmp_path: Path, with_reference: b
     again = Motion.load(tmp_path / "m.npz")
     assert torch.equal(again.posed(), motion.posed())
     assert torch.equal(again.landmarks, motion.landmarks)
-    assert torch.equal(again.posed_reference(), motion.posed_reference())
+    assert torch.equal(again.rest.landmarks, motion.rest.landmarks)
+    assert torch.equal(again.rest.pose.translation, motion.rest.pose.translation)
     assert (again.fps, again.image_size, again.provenance) == (
         30000 / 1001,
         (320, 256),
@@ -105,7 +106,7 @@ def test_a_slice_keeps_its_frames_and_the_reference_of_the_whole() -> None:
     part = motion.slice(2, 5)
     assert part.n_frames == 3
     assert torch.equal(part.posed(), motion.posed()[2:5])
-    torch.testing.assert_close(part.posed_reference(), motion.posed()[0])
+    assert torch.equal(part.rest.landmarks, motion.landmarks[0])
 
 
 @pytest.mark.parametrize(

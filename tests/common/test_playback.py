@@ -4,6 +4,7 @@ from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from hypothesis import given
@@ -56,6 +57,22 @@ def test_frames_come_as_they_are_numbered(video: Path, piece: int, monkeypatch: 
         got = shown(video, numbers)
         assert len(got) == len(numbers)
         assert all(abs(a - b) <= 1 for a, b in zip(got, numbers, strict=True))  # the encoder rounds
+
+
+def test_a_file_in_which_nothing_can_be_sought_is_played_too(video: Path, tmp_path: Path) -> None:
+    path = tmp_path / "raw.h264"
+    with av.open(str(video)) as source, av.open(str(path), "w", format="h264") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(source.streams.video[0]):
+            if packet.dts is not None:
+                packet.stream = stream
+                target.mux(packet)
+    with VideoReader(path) as reader:
+        rate, n_frames = reader.fps, sum(1 for _ in reader.frames_at(reader.fps))
+        numbers = playback.order(n_frames, n_frames + 20, "loop")
+        whole = [float(frame.mean()) for frame in reader.frames_at(rate)]
+        shown = [float(frame.mean()) for frame in playback.frames(reader, numbers, rate)]
+    assert shown == [whole[k] for k in numbers]
 
 
 def test_a_pass_may_begin_anywhere(video: Path) -> None:

@@ -10,10 +10,11 @@ import torch
 from PIL import Image
 
 from common.errors import InputError
-from common.face.model import LIP_STREAM, REST, FaceModel
+from common.face.model import LIP_STREAM, REST, FaceModel, mouth_opening
 from common.face.pos import Pose
 from common.media import VideoReader, VideoWriter, read_picture
-from common.motion import Motion
+from common.motion import Motion, Reference
+from generate import fitted
 from m2v.dub import Footage, dub
 from m2v.scene import Scene
 
@@ -61,6 +62,21 @@ def test_the_head_follows_the_video_and_the_mouth_the_speech(footage: Footage) -
     change = loud.motion.landmarks - quiet.motion.landmarks
     assert torch.allclose(change[:, 8], torch.tensor([0.0, -0.3, 0.0]), atol=1e-4)
     assert not change[:, [k for k in range(68) if k not in LIP_STREAM]].any()
+
+
+def test_another_persons_motion_moves_this_persons_mouth(footage: Footage) -> None:
+    """A Motion made for a picture: not that picture's mouth, but its movement."""
+    model, person = FaceModel.builtin(), footage.person()
+    other = speech(footage, 30)
+    wide = other.landmarks.clone()
+    wide[..., 0] += 0.2 * (model.mean + wide)[..., 0]  # somebody with a broader face
+    wide[15:, [*range(5, 12), *range(55, 60), 65, 66, 67], 1] -= 0.2
+    motion = fitted(replace(other, landmarks=wide, reference=Reference(wide[0], other.pose[0])), person, is_dub=True)
+    made = dub(footage, motion, "hold")
+    points = made.motion.mean_landmarks + made.motion.landmarks
+    own = (made.motion.mean_landmarks + footage.rest)[54, 0] - (made.motion.mean_landmarks + footage.rest)[48, 0]
+    assert float((points[0, 54, 0] - points[0, 48, 0]) / own) == pytest.approx(1, abs=0.03)
+    assert mouth_opening(points[-1]) > mouth_opening(points[0]) + 0.1
 
 
 @pytest.mark.parametrize("end", ["loop", "hold"])

@@ -450,20 +450,18 @@ def test_a_video_becomes_a_file_of_plain_arrays(
     assert data["residual_px"].shape == (8,) and data["residual_px"].max() < 4
 
 
-def test_what_can_not_be_fitted_is_one_sentence(
-    video_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_can_not_be_fitted_is_one_sentence(video_path: Path, tmp_path: Path) -> None:
     out = tmp_path / "fit.npz"
     out.touch()
     for argv, sentence in (
         ([str(video_path), str(out)], "exists already"),
         ([str(tmp_path / "none.mp4"), str(tmp_path / "other.npz")], "none.mp4"),
         ([str(video_path), str(tmp_path / "other.npz"), "--model", str(tmp_path / "no_model")], "no_model"),
-        ([str(video_path), str(tmp_path / "other.npz"), "--smooth", "-2"], "--smooth must lie"),
+        ([str(video_path), str(tmp_path / "other.npz"), "--smooth", "-2"], "--smooth takes"),
+        ([str(video_path), str(video_path), "--overwrite"], "end in .npz"),
     ):
-        with pytest.raises(SystemExit) as stop:
+        with pytest.raises(InputError, match=sentence):
             fitting.main(argv)
-        assert stop.value.code == 2 and sentence in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["fit.npz"]
 
 

@@ -197,17 +197,25 @@ def test_of_two_scenes_the_longer_is_kept(tmp_path: Path, portrait: np.ndarray) 
     assert motion.n_frames == 7 and motion.provenance["first_frame"] == 4
 
 
-def test_an_unknown_detector_and_a_wrong_window_are_one_sentence(
-    tmp_path: Path, portrait: np.ndarray, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_unknown_detector_and_a_wrong_window_are_one_sentence(tmp_path: Path, portrait: np.ndarray) -> None:
     path = write_video(tmp_path / "short.mp4", [portrait] * 2)
     with pytest.raises(InputError, match=r"'mtcnn'.*builtin"):
         track(path, "mtcnn")
     for wrong in ("-1", "nan", "3"):
-        with pytest.raises(SystemExit):
+        with pytest.raises(InputError, match="--smooth"):
             main_with(["a.npz", "--smooth", wrong], path)
-        assert "--smooth" in capsys.readouterr().err
     assert not (tmp_path / "a.npz").exists()
+
+
+def test_a_video_is_not_replaced_by_its_motion(tmp_path: Path, portrait: np.ndarray) -> None:
+    path = write_video(tmp_path / "short.mp4", [portrait] * 2)
+    link = tmp_path / "link.npz"
+    link.symlink_to(path)
+    before = path.read_bytes()
+    for name, said in (("short.mp4", r"end in \.npz"), ("link.npz", "is an input"), ("a.txt", r"end in \.npz")):
+        with pytest.raises(InputError, match=said):
+            main_with([name, "--overwrite"], path)
+    assert path.read_bytes() == before and not (tmp_path / "a.txt").exists()
 
 
 def main_with(arguments: list[str], path: Path) -> None:
