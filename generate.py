@@ -149,7 +149,7 @@ def read_references(
     order = sorted(range(len(references)), key=lambda k: references[k].opening + references[k].turn_rad)
     if len(references) > 1:
         lends = config.references == "nearest" and config.m2v.name == "mcvdm"
-        also = "; the others lend their faces where they are nearer" if lends else ", the others are not used"
+        also = "; those like it lend their faces where they are nearer" if lends else ", the others are not used"
         say(f"of {len(references)} pictures, {args.image[order[0]]} comes first (frontal, mouth closed){also}")
     return [references[k] for k in order]
 
@@ -283,8 +283,9 @@ def render(
         for frame in progress(frames, scene.n_frames, "frames"):
             writer.write(frame)
     if isinstance(scene.source, Several):
-        each = ", ".join(map(str, scene.source.n_clips))
-        say(f"the pictures, the first first, gave the face in {each} of {sum(scene.source.n_clips)} clips")
+        used = zip(scene.source.n_clips, scene.source.lends, strict=True)
+        each = ", ".join(f"{n}" if lends else "none (other light)" for n, lends in used)
+        say(f"of {sum(scene.source.n_clips)} clips, the pictures, the first first, gave the face in: {each}")
 
 
 def rendered(config: GenerateConfig, scene: "Scene", device: "torch.device") -> "Iterator[torch.Tensor]":

@@ -88,7 +88,7 @@ def parser(description: str | None) -> entry.Parser:
     )
     add = whole.add_argument
     add("--audio", type=Path, metavar="FILE", help="speech: any sound file, or a video's sound")
-    add("--image", type=Path, nargs="+", metavar="FILE", help="the person; several pictures of one person help")
+    add("--image", type=Path, nargs="+", metavar="FILE", help="the person; several pictures of one day help")
     add("--video", type=Path, metavar="FILE", help="instead of a picture: a video of the person, to be dubbed anew")
     add("--out", type=Path, metavar="MP4", help="default: outputs/<audio>_<image>.mp4")
     add("--overwrite", action="store_true", help="replace the output if it exists")

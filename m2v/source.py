@@ -6,18 +6,25 @@ work in pixels of one square crop.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from common.face import warp
 from common.face.framing import ReferencePicture
 from common.face.model import BROWS, JAW, eye_distance, mouth_opening
 from m2v.condition import Conditions, build
 
 YAW_WEIGHT = 2.0  # of a radian of turning, beside a mouth open by the distance of the eyes
+# Levels of 255 by which the faces of two pictures differ in light, see `difference`: beyond, they are of other days,
+# and a face that changed from clip to clip would show. Frames of one recording differ by 1 to 18 (22 of validation
+# clips), photographs of one person from different days by 22 to 46 (11 pairs).
+UNLIKE = 20.0
 STAY = 0.05  # how much nearer another picture must be, before a clip changes to it
 
 
@@ -57,15 +64,17 @@ class Still:
 
 
 class Several:
-    """Several pictures of one person: the face comes from the one nearest in pose and mouth, chosen for every clip,
+    """Several pictures of one person: for every clip the face comes from the one nearest in pose and mouth.
 
-    its colours matched; hair, neck and background come from the first always, which framing and pose refer to.
+    Its colours are matched; hair, neck and background come from the first always, which framing and pose refer to.
+    Pictures whose face is lit unlike the first one's (`UNLIKE`) lend nothing; lends: bool of each.
     """
 
     def __init__(self, references: Sequence[ReferencePicture]) -> None:
         self.references = references
         self.picture, self.landmarks = references[0].picture, references[0].landmarks
         self.pixels = [as_tensor(each.picture) for each in references]
+        self.lends = [k == 0 or difference(references[0], each) <= UNLIKE for k, each in enumerate(references)]
         self.chosen = 0
         self.n_clips = [0] * len(references)  # how often each was
 
@@ -83,14 +92,17 @@ class Several:
         weight = face * (1 - main.inner)
         shift = (weight * (main.warped - other.warped)).sum(dim=(0, 2, 3)) / weight.sum().clamp(min=1)
         mixed = main.warped + face * (other.warped + shift[:, None, None] - main.warped)
-        small = torch.nn.functional.avg_pool2d(face, 2)
+        small = F.avg_pool2d(face, 2)
         visible = main.visible + small * (other.visible - main.visible)
         return Conditions(main.reference, mixed, main.inner, visible, main.maps)
 
     def nearest(self, targets: Tensor) -> int:
         """Which picture is nearest to a clip's landmarks [S, 68, 2], in the turn of the head and the mouth."""
         wanted = look_of(targets).median(dim=0).values
-        costs = [float((look_of(each.landmarks[None, :, :2])[0] - wanted).norm()) for each in self.references]
+        costs = [
+            float((look_of(each.landmarks[None, :, :2])[0] - wanted).norm()) if lends else math.inf
+            for each, lends in zip(self.references, self.lends, strict=True)
+        ]
         best = min(range(len(costs)), key=costs.__getitem__)
         return best if costs[best] < costs[self.chosen] - STAY else self.chosen
 
@@ -125,6 +137,22 @@ class Dubbed:
     def conditions(self, first: int, targets: Tensor) -> Conditions:
         pictures, points = self.begin(first, len(targets))
         return build(pictures, points, targets)
+
+
+def difference(one: ReferencePicture, other: ReferencePicture) -> float:
+    """How differently two pictures of a face are lit: root mean square over its upper half, levels of 255.
+
+    The other is warped onto the one, and both are looked at in cells of an eighth of the picture: light and skin.
+    """
+    height, width = one.picture.shape[:2]
+    target = one.landmarks[None, :, :2]
+    grid = warp.backward_grid(other.landmarks[None, :, :2], target, height, width)
+    change = as_tensor(one.picture) - warp.apply(as_tensor(other.picture)[None], grid)[0]  # [3, H, W]
+    weight = face_region(target, height, width)[0]  # [1, H, W]
+    weight[:, max(0, round(float(target[0, 33, 1]))) :] = 0  # mouths differ anyway
+    share, sums = (F.avg_pool2d(each[None], max(1, height // 8))[0] for each in (weight, weight * change))
+    cells = (sums / share.clamp(min=1e-3)).square().mean(dim=0)
+    return float(((share[0] * cells).sum() / share.sum().clamp(min=1e-6)).sqrt() * 127.5)
 
 
 def look_of(points: Tensor) -> Tensor:

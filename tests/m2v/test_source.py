@@ -11,7 +11,7 @@ from torch import Tensor
 from common.face.framing import ReferencePicture
 from common.face.model import FaceModel
 from m2v.condition import build
-from m2v.source import Dubbed, Several, Still, as_tensor, face_region
+from m2v.source import Dubbed, Several, Still, as_tensor, difference, face_region
 from tests.m2v.tiny import SIDE_PX, picture, talking
 
 
@@ -37,8 +37,9 @@ def test_several_of_the_same_picture_are_that_picture() -> None:
 
 
 def test_the_face_comes_from_the_nearest_picture_and_the_rest_from_the_first() -> None:
-    shut, wide = reference(1), reference(2, opened(8.0))
+    shut, wide = reference(1), reference(1, opened(8.0))
     source = Several([shut, wide])
+    source.lends = [True, True]
     source.conditions(0, shut.landmarks[None, :, :2].repeat(4, 1, 1))
     assert source.chosen == 0
     targets = opened(8.0)[None, :, :2].repeat(4, 1, 1)
@@ -52,8 +53,21 @@ def test_the_face_comes_from_the_nearest_picture_and_the_rest_from_the_first() -
     assert torch.equal(loud.reference, main.reference)
 
 
+def test_a_face_in_another_light_lends_nothing() -> None:
+    first = reference(1)
+    darker = replace(first, picture=first.picture // 2)
+    noise = np.random.default_rng(0).integers(-25, 26, first.picture.shape)
+    grainy = replace(first, picture=(first.picture.astype(int) + noise).clip(0, 255).astype(np.uint8))
+    assert difference(first, first) < 0.1 and difference(first, grainy) < 5
+    source = Several([first, replace(darker, landmarks=opened(8.0)), grainy])
+    assert source.lends == [True, False, True]
+    source.conditions(0, opened(8.0)[None, :, :2].repeat(4, 1, 1))
+    assert source.chosen != 1
+
+
 def test_a_picture_is_kept_until_another_is_clearly_nearer() -> None:
     source = Several([reference(1), reference(2, opened(8.0))])
+    source.lends = [True, True]
     between = opened(4.0)[None, :, :2]
     at_first = source.nearest(between)
     source.chosen = 1 - at_first
