@@ -148,8 +148,8 @@ def read_references(
             say(f"note: the head in {path} is turned far to the side: a frontal picture looks better")
     order = sorted(range(len(references)), key=lambda k: references[k].opening + references[k].turn_rad)
     if len(references) > 1:
-        lends = config.references == "nearest" and config.m2v.name == "mcvdm"
-        also = "; those like it lend their faces where they are nearer" if lends else ", the others are not used"
+        lent = "; those like it lend their faces where they are nearer"
+        also = lent if config.faces_are_lent else ", the others are not used"
         say(f"of {len(references)} pictures, {args.image[order[0]]} comes first (frontal, mouth closed){also}")
     return [references[k] for k in order]
 
@@ -253,9 +253,7 @@ def picture_scene(config: GenerateConfig, motion: "Motion", references: list["Re
     landmarks = drive(motion, references[0], mean, LIMITS)
     if (landmarks - drive(motion, references[0], mean)).norm(dim=-1).max() > 3:
         say("note: the motion goes further than the picture can follow: turns, shifts and sizes are held back")
-    lends = config.references == "nearest" and config.m2v.name == "mcvdm"
-    used = references if lends else references[:1]
-    return Scene.of_pictures(used, landmarks, motion.fps)
+    return Scene.of_pictures(references if config.faces_are_lent else references[:1], landmarks, motion.fps)
 
 
 def scene_of(dubbed: "Dub") -> "Scene":
@@ -268,7 +266,7 @@ def render(
     config: GenerateConfig, scene: "Scene", args: argparse.Namespace, video_path: Path, device: "torch.device"
 ) -> None:
     """Frames → file."""
-    from common.media import VideoWriter
+    from common.media import DUBBED, GENERATED, VideoWriter
     from m2v.source import Several
 
     framing = config.framing or ("full" if args.video else "crop")
@@ -277,9 +275,19 @@ def render(
     if framing == "full":
         cut = "" if (width, height) == scene.whole_size else ", a row or column less: H.264 has no odd sides"
         say(f"full picture: {width}x{height}{cut}")
-    with VideoWriter(
-        video_path, width, height, fps=scene.fps, audio_path=args.audio, overwrite=args.overwrite, crf=config.crf
-    ) as writer:
+    statement = DUBBED if args.video else GENERATED
+    writer = VideoWriter(
+        video_path,
+        width,
+        height,
+        fps=scene.fps,
+        audio_path=args.audio,
+        comment=statement,
+        description=statement,
+        overwrite=args.overwrite,
+        crf=config.crf,
+    )
+    with writer:
         for frame in progress(frames, scene.n_frames, "frames"):
             writer.write(frame)
     if isinstance(scene.source, Several):

@@ -58,6 +58,11 @@ class GenerateConfig:
     convention: str | None = None  # of --landmarks; None: as the file says, else ibug68
     crf: int = 18  # quality of the H.264 stream, 0 (lossless) to 51
 
+    @property
+    def faces_are_lent(self) -> bool:
+        """Whether of several pictures more than the first is used: the warp alone knows one."""
+        return self.references == "nearest" and self.m2v.name == "mcvdm"
+
 
 def parse(argv: list[str], description: str | None = None) -> tuple[argparse.Namespace, list[str]]:
     """Flags, and the Hydra overrides among them; raises InputError for what doesn't go together."""

@@ -349,6 +349,9 @@ def test_a_video_is_dubbed_and_keeps_its_rate_and_its_head(walk: Path, short: Pa
     assert run("--audio", short, "--video", walk, "--renderer", "warp", "--out", out) == 0
     with VideoReader(out) as video:
         assert (video.fps, video.width, video.height) == (Fraction(24000, 1001), 320, 360)
+    with av.open(str(out)) as container:
+        assert all("generated" in container.metadata[key] for key in ("comment", "description"))
+        assert "picture" not in container.metadata["comment"]  # a video was dubbed
     shown, given = frames(out).astype(int), frames(walk).astype(int)
     assert abs(len(shown) / (24000 / 1001) - 1.3) < 0.05
     there_and_back = [*range(12), *range(10, -1, -1), *range(1, 12)]

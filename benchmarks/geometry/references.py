@@ -18,7 +18,7 @@ from common.face.framing import ReferencePicture
 from common.face.model import FaceModel
 from common.media import VideoReader
 from m2v.pipeline import MCVDM
-from m2v.source import YAW_WEIGHT, Several, as_picture, look_of
+from m2v.source import YAW_WEIGHT, Several, as_picture, difference, look_of
 
 APART = 5  # frames between what is judged and what is shown
 ONE, THREE = "one picture", "three, the nearest for every clip"
@@ -34,6 +34,7 @@ def main(argv: Sequence[str]) -> None:
     torch.set_num_threads(args.threads)
     model = MCVDM.from_pretrained()
     others: dict[str, list[ReferencePicture]] = {}
+    lit: list[float] = []
     n_chosen = [0, 0, 0]
 
     def several(scene_of: dict[int, str]) -> Render:
@@ -51,12 +52,14 @@ def main(argv: Sequence[str]) -> None:
     def scenes() -> Iterator[Scene]:
         for scene, more in read(args.data, args.split, args.max_frames):
             others[scene.name], names[id(scene.reference)] = more, scene.name
+            lit.extend(difference(scene.reference, each) for each in more)
             yield scene
 
     seen, values, _ = judge(scenes(), {ONE: mcvdm(model), THREE: several(names)}, every=4)
     persons = [scene.person for scene in seen]
     print(f"\nRunning speech: {count(persons)}; the face came from the first, the widest mouth, the farthest turn in")
-    print(f"{', '.join(map(str, n_chosen))} clips of the renderer\n")
+    print(f"{', '.join(map(str, n_chosen))} clips of the renderer; {len(lit)} pictures are lit differently by")
+    print(f"{min(lit):.1f} to {max(lit):.1f} levels (median {np.median(lit):.1f})\n")
     print(table(PICTURE_COLUMNS, {name: values[name] for name in (ONE, THREE)}, [(THREE, ONE)], persons))
 
 

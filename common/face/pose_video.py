@@ -22,11 +22,11 @@ from common.errors import InputError
 from common.face import detect
 from common.face.conventions import to_model
 from common.face.fit import frontalise
-from common.face.model import FaceModel
+from common.face.model import CONVENTION, FaceModel
 from common.face.pos import Pose
 from common.face.reenact import nearest_pose, relative_pose
 from common.face.rotations import slerp
-from common.face.track import MAX_GAP_S, Follower
+from common.face.track import MAX_GAP_S, Follower, longest_part
 from common.media import VideoReader, exact_fps
 from common.motion import Motion
 from common.playback import End
@@ -117,23 +117,17 @@ def read_pose(video_path: Path, model: FaceModel, detector: str = detect.BUILTIN
     so; shorter gaps are interpolated. Memory: the landmarks, 0.8 KB a frame. Raises InputError where no frame has a
     face.
     """
-    detect.check_back_end(detector, device)
     times: list[float] = []
     landmarks: list[np.ndarray | None] = []
     shots: list[int] = []
     with VideoReader(video_path) as video:
-        follower, height = Follower(float(video.fps)), video.height
+        follower, height = Follower(float(video.fps), detector, device), video.height
         for time_s, frame in video:
             times.append(time_s)
-            points = follower.see(frame)
-            if points is not None and detector != detect.BUILTIN:
-                points = detect.landmarks_by(detector, frame, detect.Face(points, 1.0).box, device)
-                in_model = to_model(torch.from_numpy(points)[None], detect.CONVENTION_OF[detector], model, height)
-                points = in_model[0].numpy()
-            landmarks.append(points)
+            landmarks.append(follower.see(frame))
             shots.append(follower.shot)
     try:
-        track = pose_track(landmarks, np.array(times), height, model, shots)
+        track = pose_track(landmarks, np.array(times), height, model, shots, detect.CONVENTION_OF[detector])
     except InputError as error:
         raise InputError(f"{video_path}: {error}") from None
     used_s = float(track.time_s[-1] - track.time_s[0])
@@ -152,28 +146,19 @@ def pose_track(
     height: int,
     model: FaceModel,
     shots: Sequence[int] | None = None,
+    convention: str = CONVENTION,
 ) -> PoseTrack:
-    """Landmarks [68, 3] (y down, pixels) or None of frames that begin at times [T] -> the poses where a face was seen.
+    """Landmarks [68, 2 or 3] (y down, pixels) or None of frames that begin at times [T] -> poses where a face was seen.
 
     Of a track broken for more than `MAX_GAP_S`, or by a scene cut (shots: the number of every frame's scene), the
     longest part is kept; it begins the time of the result. Landmarks are smoothed over `SMOOTHING_S` first. Raises
     InputError when no frame has a face.
     """
-    seen = np.array([points is not None for points in landmarks])
-    if not seen.any():
-        raise InputError(
-            "no face was found in any frame: use a video in which a face is seen, upright and not too small"
-        )
     frame_s = float(np.median(np.diff(times_s))) if len(times_s) > 1 else 0.04
-    of_frame = np.zeros(len(seen), int) if shots is None else np.asarray(shots)
-    parts: list[np.ndarray] = []
-    for shot in np.unique(of_frame[seen]):
-        at = np.flatnonzero(seen & (of_frame == shot))
-        parts += np.split(at, np.flatnonzero(np.diff(times_s[at]) > MAX_GAP_S + 1.5 * frame_s) + 1)
-    part = max(parts, key=lambda each: times_s[each[-1]] - times_s[each[0]])
+    part = longest_part(landmarks, times_s, MAX_GAP_S + 1.5 * frame_s, shots)
     begin_s = times_s[part] - times_s[part[0]]
     points = smooth_at(np.stack([landmarks[k] for k in part]), begin_s)
-    _, pose = frontalise(torch.from_numpy(points), height, model)
+    _, pose = frontalise(to_model(torch.from_numpy(points), convention, model, height), height, model)
     return PoseTrack(torch.from_numpy(begin_s + frame_s / 2), pose)
 
 

@@ -43,9 +43,14 @@ class Follower:
 
     shot: the number of the scene that the last frame belongs to; a flash, or another picture of no more than
     `MAX_GAP_S`, interrupts a scene and doesn't end it. n_shots: how many scenes there were so far.
+
+    detector: one of `detect.BACK_ENDS`; the face is followed by the built-in networks in any case, and another one is
+    asked for its points, in its own convention, where the face is.
     """
 
-    def __init__(self, fps: float):
+    def __init__(self, fps: float, detector: str = detect.BUILTIN, device: str = "cpu"):
+        detect.check_back_end(detector, device)
+        self.detector, self.device = detector, device
         self.shot, self.n_shots = 0, 1
         self._forget_after = MAX_GAP_S * fps
         self._last: Tensor | None = None  # [1, 68, 3]
@@ -55,7 +60,13 @@ class Follower:
         self._n_since = 0  # frames since the interruption
 
     def see(self, frame: np.ndarray) -> np.ndarray | None:
-        """Landmarks float32 [68, 3] in pixels of the next frame uint8 [H, W, 3], or None where the face is lost."""
+        """Landmarks float32 [68, 2 or 3] in pixels of the next frame uint8 [H, W, 3], or None: the face is lost."""
+        points = self._follow(frame)
+        if points is None or self.detector == detect.BUILTIN:
+            return points
+        return detect.landmarks_by(self.detector, frame, detect.Face(points, 1.0).box, self.device)
+
+    def _follow(self, frame: np.ndarray) -> np.ndarray | None:
         self._look_for_cut(thumbnail(frame))
         points, score = None, 0.0
         if self._last is not None:
@@ -145,17 +156,7 @@ def bridge_gaps(
     or by a scene cut (shots: the number of its scene for every frame), the longest part stays; frames of another scene
     within it count as frames without a face. Raises InputError when no frame has a face.
     """
-    seen = np.array([points is not None for points in landmarks])
-    if not seen.any():
-        raise InputError(
-            "no face was found in any frame: use a video in which a face is seen, upright and not too small"
-        )
-    of_frame = np.zeros(len(landmarks), int) if shots is None else np.asarray(shots)
-    parts: list[np.ndarray] = []
-    for shot in dict.fromkeys(of_frame[seen].tolist()):
-        at = np.flatnonzero(seen & (of_frame == shot))
-        parts += np.split(at, np.flatnonzero(np.diff(at) > MAX_GAP_S * fps + 1) + 1)
-    longest = max(parts, key=lambda part: part[-1] - part[0])
+    longest = longest_part(landmarks, np.arange(len(landmarks)), MAX_GAP_S * fps + 1, shots)
     first, end = int(longest[0]), int(longest[-1]) + 1
     known = np.stack([landmarks[k] for k in longest])
     frames = np.arange(first, end)
@@ -165,6 +166,26 @@ def bridge_gaps(
     weight = ((frames - longest[before]) / span).clip(0, 1)[:, None, None]
     filled = (1 - weight) * known[before] + weight * known[after]
     return filled.astype(np.float32), slice(first, end), int(len(frames) - len(longest))
+
+
+def longest_part(
+    landmarks: Sequence[np.ndarray | None], at: np.ndarray, most_step: float, shots: Sequence[int] | None
+) -> np.ndarray:
+    """Numbers of the frames that saw the face in the longest part of a track, with no step above most_step in `at` [T],
+
+    nor from one scene (shots: its number for every frame) to another. Raises InputError when no frame has a face.
+    """
+    seen = np.array([points is not None for points in landmarks])
+    if not seen.any():
+        raise InputError(
+            "no face was found in any frame: use a video in which a face is seen, upright and not too small"
+        )
+    of_frame = np.zeros(len(landmarks), int) if shots is None else np.asarray(shots)
+    parts: list[np.ndarray] = []
+    for shot in dict.fromkeys(of_frame[seen].tolist()):
+        frames = np.flatnonzero(seen & (of_frame == shot))
+        parts += np.split(frames, np.flatnonzero(np.diff(at[frames]) > most_step) + 1)
+    return max(parts, key=lambda part: at[part[-1]] - at[part[0]])
 
 
 def missing_ranges(landmarks: Sequence[np.ndarray | None]) -> list[list[int]]:
@@ -208,22 +229,17 @@ class Followed:
 
 
 def follow(video_path: Path, detector: str = detect.BUILTIN, device: str = "cpu") -> Followed:
-    """Follow the largest face of a video; what could not be seen is said in the log.
+    """Follow the largest face of a video (see `Follower`); what could not be seen is said in the log.
 
-    detector: one of `detect.BACK_ENDS`; the face is followed by the built-in networks in any case, and another one is
-    asked for its points where the face is. Memory: a frame, and a kilobyte for every one seen. Raises InputError.
+    Memory: a frame, and a kilobyte for every one seen. Raises InputError.
     """
-    detect.check_back_end(detector, device)
     with VideoReader(video_path) as video:
         fps, size = float(video.fps), (video.width, video.height)
-        follower = Follower(fps)
+        follower = Follower(fps, detector, device)
         landmarks: list[np.ndarray | None] = []
         shots: list[int] = []
         for frame in video.frames_at(video.fps):
-            points = follower.see(frame)
-            if points is not None and detector != detect.BUILTIN:
-                points = detect.landmarks_by(detector, frame, detect.Face(points, 1.0).box, device)
-            landmarks.append(points)
+            landmarks.append(follower.see(frame))
             shots.append(follower.shot)
     try:
         points, kept, n_filled = bridge_gaps(landmarks, fps, shots)
