@@ -3,8 +3,10 @@
 E(x, conditions) -> planes; D(planes, conditions) -> clip. The decoder sees the conditions at two scales, so the planes
 need not say what the reference picture shows; they are *residual*: planes of zeros decode to the best single guess (a
 regression), and in training they are zeroed now and then to keep it so. Noise and a penalty on their size limit what
-they can say. A frame is a blend of the warped reference and of the reference as it stands still (backgrounds), plus a
-correction. (The correction is added, not blended in by a mask: under a mask it learned several times more slowly.)
+they can say. They count around the mouth only: what head, hair and light do elsewhere is not worth guessing anew for
+every clip. A frame is a blend of the warped reference and of the reference as it stands still (backgrounds), each
+looked up a little beside where the landmarks' flow points (a learned correction of it), plus a correction in colour.
+(That is added, not blended in by a mask: under a mask it learned several times more slowly.)
 """
 
 from __future__ import annotations
@@ -19,13 +21,13 @@ from torch import Tensor, nn
 
 from common import weights
 from common.errors import InputError
+from common.face import warp
 from common.triplane import TriPlane, unpack
 from common.unet_layers import zero_init
-from m2v.condition import Conditions
+from m2v.condition import FACTOR, Conditions
 from m2v.layers import PixelNorm, PlanePool, PlaneSpread, Up, residuals
 
 FORMAT = "duet-m2v-autoencoder-1"
-FACTOR = 8  # pixels of a frame per row or column of a plane
 PATCH = 4  # pixels of a frame per row or column of the finer features
 
 
@@ -38,10 +40,25 @@ class AutoencoderConfig:
     plane_width: int = 64  # channels pooled into each plane, before its head
     n_blocks: tuple[int, int] = (3, 2)  # residual blocks at each scale of the decoder's way up
     plane_noise: float = 0.1  # standard deviation added in training to planes of about 0.2
+    has_shift: bool = True  # whether the flow is seen and corrected
 
     def __post_init__(self) -> None:
         for name in ("widths", "n_blocks"):
             object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON and OmegaConf bring lists
+
+
+@dataclass(frozen=True)
+class Blend:
+    """What a decoder makes of planes, float32.
+
+    frames: [B, 3, S, H, W] = share * warped' + (1 - share) * still' + correction, in about [-1, 1]; share:
+    [B, 1, S, H, W]; shift: [B, 4, S, H/4, W/4], pixels x and y beside the place itself, where warped' looks in the
+    warped picture and still' in the reference.
+    """
+
+    frames: Tensor
+    share: Tensor
+    shift: Tensor
 
 
 class Autoencoder(nn.Module):
@@ -56,7 +73,8 @@ class Autoencoder(nn.Module):
         w1, w2 = config.widths
         b1, b2 = config.n_blocks
         # Conditions at two scales: of 4x4 pixels warped, reference and inner, of 2x2 what is given at half the side.
-        self.look1 = nn.Sequential(nn.Conv2d(PATCH**2 * 7 + 4 * 4, w1, 3, padding=1), *residuals(w1, 2))
+        n_shown = PATCH**2 * 7 + 4 * 4 + 2 * config.has_shift
+        self.look1 = nn.Sequential(nn.Conv2d(n_shown, w1, 3, padding=1), *residuals(w1, 2))
         self.look2 = nn.Sequential(nn.Conv2d(w1, w2, 3, stride=2, padding=1), *residuals(w2, 2))
         # The encoder: the clip and its difference to the warp; the conditions' own features join at the coarser scale.
         self.see1 = nn.Sequential(nn.Conv2d(PATCH**2 * 6, w1, 3, padding=1), *residuals(w1, 2))
@@ -68,6 +86,8 @@ class Autoencoder(nn.Module):
         self.middle = residuals(w2, b2)
         self.up, self.fuse, self.blocks = Up(w2, w1), nn.Conv2d(2 * w1, w1, 1), residuals(w1, b1)
         self.head = nn.Sequential(PixelNorm(w1), nn.SiLU(), zero_init(nn.Conv2d(w1, PATCH**2 * 4, 3, padding=1)))
+        if config.has_shift:
+            self.shift = nn.Sequential(PixelNorm(w1), nn.SiLU(), zero_init(nn.Conv2d(w1, 4, 3, padding=1)))
         self.to(memory_format=torch.channels_last)
 
     def look(self, conditions: Conditions) -> list[Tensor]:
@@ -77,7 +97,8 @@ class Autoencoder(nn.Module):
         still = F.pixel_unshuffle(still_frames(c.reference, n_frames), PATCH)
         shown = F.pixel_unshuffle(torch.cat([_flat(c.warped), _flat(c.inner)], dim=1), PATCH)
         drawn = F.pixel_unshuffle(torch.cat([_flat(c.visible), _flat(c.maps)], dim=1), PATCH // 2)
-        features = [self.look1(_last(torch.cat([shown, still, drawn], dim=1)))]
+        seen = [shown, still, drawn, *([_flat(c.flow)] if self.config.has_shift else [])]
+        features = [self.look1(_last(torch.cat(seen, dim=1)))]
         features.append(self.look2(features[0]))
         return features
 
@@ -91,40 +112,28 @@ class Autoencoder(nn.Module):
         x = self.join(torch.cat([x, features[1]], dim=1))
         return self.pool(rearrange(x, "(b s) c h w -> b s c h w", b=len(clip)))
 
-    def decode(
-        self,
-        planes: TriPlane,
-        conditions: Conditions,
-        features: list[Tensor] | None = None,
-        where: Tensor | None = None,
-    ) -> Tensor:
-        """Planes -> clip [B, 3, S, H, W] in about [-1, 1] (not clamped). where: as in `blend`."""
-        return self.blend(planes, conditions, features, where)[0]
+    def decode(self, planes: TriPlane, conditions: Conditions, features: list[Tensor] | None = None) -> Tensor:
+        """Planes -> clip [B, 3, S, H, W] in about [-1, 1] (not clamped)."""
+        return self.blend(planes, conditions, features).frames
 
-    def blend(
-        self,
-        planes: TriPlane,
-        conditions: Conditions,
-        features: list[Tensor] | None = None,
-        where: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """As `decode`, and the share of the warp in it, [B, 1, S, H, W]; the rest is the still reference.
-
-        where: [B, S, 1, h, w] in 0..1, where the planes count; elsewhere it is as if they were zeros. None: everywhere.
-        """
+    def blend(self, planes: TriPlane, conditions: Conditions, features: list[Tensor] | None = None) -> Blend:
+        """As `decode`, and what went into it. Away from the mouth it is as if the planes were zeros."""
         fine, coarse = features or self.look(conditions)
-        n_clips = len(conditions.warped)
+        c, n_clips = conditions, len(conditions.warped)
         said = self.spread(planes)  # [B, S, C, h, w]
-        if where is not None:
-            said = torch.lerp(self.spread(self.zeros(conditions)), said, where.to(said.dtype).expand_as(said))
+        silent = self.spread(self.zeros(conditions))
+        said = silent + c.region.to(said.dtype) * (said - silent)
         x = coarse + rearrange(said, "b s c h w -> (b s) c h w")
         x = self.middle(_last(x))
         x = self.blocks(self.fuse(torch.cat([self.up(x), fine], dim=1)))
         correction, logit = F.pixel_shuffle(self.head(x), PATCH).float().split([3, 1], dim=1)  # [B S, ., H, W]
         share = torch.sigmoid(logit + 2)
-        still = still_frames(conditions.reference.float(), len(x) // n_clips)
-        frames = share * _flat(conditions.warped).float() + (1 - share) * still + correction
-        return tuple(rearrange(part, "(b s) c h w -> b c s h w", b=n_clips) for part in (frames, share))  # type: ignore[return-value]
+        warped, still = _flat(c.warped).float(), still_frames(c.reference.float(), len(x) // n_clips)
+        shift = self.shift(x).float() if self.config.has_shift else warped.new_zeros(len(x), 4, *x.shape[-2:])
+        if self.config.has_shift:
+            warped, still = shifted(warped, shift[:, :2]), shifted(still, shift[:, 2:])
+        frames = share * warped + (1 - share) * still + correction
+        return Blend(*(rearrange(part, "(b s) c h w -> b c s h w", b=n_clips) for part in (frames, share, shift)))
 
     def forward(self, clip: Tensor, conditions: Conditions, noise: Tensor, keep: Tensor) -> tuple[Tensor, TriPlane]:
         """One pass of training: clip -> (reconstruction, planes).
@@ -142,7 +151,9 @@ class Autoencoder(nn.Module):
 
     def decoder_parts(self) -> list[nn.Module]:
         """What only `decode` uses."""
-        return [self.spread, self.middle, self.up, self.fuse, self.blocks, self.head]
+        return [self.spread, self.middle, self.up, self.fuse, self.blocks, self.head] + (
+            [self.shift] if self.config.has_shift else []
+        )
 
     def zeros(self, conditions: Conditions) -> TriPlane:
         """Planes that say nothing, of the size that goes with the conditions."""
@@ -150,6 +161,13 @@ class Autoencoder(nn.Module):
         h, w, c = height // FACTOR, width // FACTOR, self.config.plane_channels
         new = conditions.warped.new_zeros
         return TriPlane(new(n_clips, c, h, w), new(n_clips, c, n_frames, w), new(n_clips, c, n_frames, h))
+
+
+def shifted(pictures: Tensor, shift: Tensor) -> Tensor:
+    """Pictures [N, C, H, W] looked up `shift` [N, 2, h, w] pixels (x, y) beside each place; upsampled to their size."""
+    height, width = pictures.shape[-2:]
+    fine = F.interpolate(shift, (height, width), mode="bilinear", align_corners=False).movedim(1, -1)
+    return warp.apply(pictures, warp.places(height, width, fine) + fine)
 
 
 def unpack_like(packed: Tensor, planes: TriPlane) -> TriPlane:
@@ -189,7 +207,7 @@ def load_autoencoder(name: str | Path, config: AutoencoderConfig | None = None) 
     if stored.get("format") != FORMAT:
         raise InputError(f"{name} does not hold an autoencoder of this version ({FORMAT}): name weights that do.")
     if config is None:
-        config = AutoencoderConfig(**stored["autoencoder"])
+        config = AutoencoderConfig(**{"has_shift": False, **stored["autoencoder"]})  # older ones had none
     model = Autoencoder(config)
     weights.load_into(model, state, name)
     return model.eval()

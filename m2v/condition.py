@@ -17,6 +17,8 @@ from common.face import warp
 from common.face.draw import landmark_map
 from common.face.model import eye_distance
 
+FACTOR = 8  # pixels of a frame per row or column of the planes
+FLOW_UNIT_PX = 16.0
 OUTER_MIDDLE, INNER_MIDDLE = (50, 51, 52, 56, 57, 58), (61, 62, 63, 65, 66, 67)  # facing each other across the lips
 DARKNESS = 0.35  # of the lips' light
 Window = tuple[int, int, int]  # first row, first column and side of a square part of the picture, multiples of 8
@@ -28,7 +30,9 @@ class Conditions:
 
     reference: [B, 3, H, W], or [B, S, 3, H, W] where every frame has its own (a video that is dubbed); warped:
     [B, S, 3, H, W], one colour within the lips; inner: [B, S, 1, H, W], 1 there; visible: [B, S, 1, H/2, W/2], where
-    the warp can be trusted; maps: [B, S, 3, H/2, W/2], the landmarks drawn.
+    the warp can be trusted; maps: [B, S, 3, H/2, W/2], the landmarks drawn; flow: [B, S, 2, H/4, W/4], x and y, where
+    the warp looks beside the place itself, in 16 pixels; region: [B, S, 1, H/8, W/8], 1 around the mouth, where planes
+    count.
     """
 
     reference: Tensor
@@ -36,6 +40,8 @@ class Conditions:
     inner: Tensor
     visible: Tensor
     maps: Tensor
+    flow: Tensor
+    region: Tensor
 
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Conditions:
         return Conditions(*(getattr(self, f.name).to(device, dtype) for f in fields(self)))
@@ -62,6 +68,8 @@ def build(picture: Tensor, source: Tensor, targets: Tensor, window: Window | Non
     grid = warp.backward_grid(source.expand(n_frames, -1, -1), targets, height, width)
     inner = warp.inner_mouth_mask(targets, height, width)[..., top : top + rows, left : left + columns]
     visible = warp.visibility(grid)[..., top : top + rows, left : left + columns]
+    flow = (grid - warp.places(height, width, grid))[:, top : top + rows, left : left + columns].movedim(-1, 1)
+    region = mouth_region(targets, height, width, FACTOR)
     pictures = picture.view(-1, *picture.shape[-3:])  # one, or one for each frame
     warped = warp.apply(pictures, grid[:, top : top + rows, left : left + columns])
     return Conditions(
@@ -70,6 +78,8 @@ def build(picture: Tensor, source: Tensor, targets: Tensor, window: Window | Non
         inner=inner,
         visible=F.avg_pool2d(visible, 2),
         maps=draw(targets, window or (0, 0, height), columns),
+        flow=F.avg_pool2d(flow, 4) / FLOW_UNIT_PX,
+        region=region[..., top // FACTOR : (top + rows) // FACTOR, left // FACTOR : (left + columns) // FACTOR],
     )
 
 

@@ -7,7 +7,7 @@ does not wait, and several processes share what is read. Sample i depends on the
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +40,7 @@ class DataConfig:
     n_frames: int = 8
     mouth_share: float = 0.6  # of the crops lie around the mouth
     most_minutes: float = 1.0  # of one person; groups of people count fourfold
+    portraits: float = 0.15  # of the samples are made of single pictures (autoencoder only); 0: none
     cache_dir: str = "runs/frames"  # decoded frames, 200 KB each
 
 
@@ -145,11 +146,7 @@ class ClipSamples(Dataset[Sample]):
     its width and height, in pixels of the crop."""
 
     def __init__(self, clips: list[Clip], config: DataConfig, seed: int, is_disturbed: bool = True) -> None:
-        if not 0 < config.crop_px <= config.size_px <= FRAME_PX or config.crop_px % 8:
-            raise InputError(
-                f"options.crop_px={config.crop_px} of options.size_px={config.size_px} can't be cut: give a multiple "
-                f"of 8 and a size from there to {FRAME_PX}."
-            )
+        check_config(config)
         self.clips, self.config, self.seed, self.is_disturbed = clips, config, seed, is_disturbed
         self.shares = clip_shares(clips, config.most_minutes)
 
@@ -176,24 +173,41 @@ class ClipSamples(Dataset[Sample]):
             pictures = recoloured(pictures, rng)
             if rng.random() < 0.5:
                 pictures, source, targets = pictures.flip(-1), flipped(source, config), flipped(targets, config)
-        window = self.window(targets, rng)
+        window = pick_window(targets, config, rng)
         top, left, side = window
-        sample = vars(build(pictures[0], source, targets, window))
-        low, high = targets[:, 48:68].amin(dim=1), targets[:, 48:68].amax(dim=1)  # [S, 2]
-        corner = targets.new_tensor([left, top])
-        sample["mouth"] = torch.cat([(low + high) / 2 - corner, (high - low) / 2], dim=1)
-        sample["clip"] = pictures[1:, :, top : top + side, left : left + side].movedim(0, 1).contiguous()
-        return sample
+        return assembled(pictures[1:, :, top : top + side, left : left + side], pictures[0], source, targets, window)
 
-    def window(self, targets: Tensor, rng: np.random.Generator) -> Window:
-        """Where the crop lies; corners on multiples of 8."""
-        room = self.config.size_px - self.config.crop_px
-        corner = rng.integers(0, room // 8 + 1, 2) * 8
-        if rng.random() < self.config.mouth_share:
-            middle = targets[len(targets) // 2, 48:68].mean(dim=0).numpy() + rng.normal(0, self.config.crop_px / 6, 2)
-            left, top = np.clip((middle - self.config.crop_px / 2) // 8 * 8, 0, room)
-            corner = np.array([top, left])
-        return int(corner[0]), int(corner[1]), self.config.crop_px
+
+def check_config(config: DataConfig) -> None:
+    if not 0 < config.crop_px <= config.size_px <= FRAME_PX or config.crop_px % 8:
+        raise InputError(
+            f"options.crop_px={config.crop_px} of options.size_px={config.size_px} can't be cut: give a multiple "
+            f"of 8 and a size from there to {FRAME_PX}."
+        )
+
+
+def assembled(frames: Tensor, reference: Tensor, source: Tensor, targets: Tensor, window: Window) -> Sample:
+    """A sample of what is seen in a window: frames [S, 3, h, w] of that part, the whole reference picture [3, H, W],
+
+    and landmarks [68, 2] and [S, 68, 2] in pixels of the whole.
+    """
+    sample = vars(build(reference, source, targets, window))
+    top, left, _ = window
+    low, high = targets[:, 48:68].amin(dim=1), targets[:, 48:68].amax(dim=1)  # [S, 2]
+    sample["mouth"] = torch.cat([(low + high) / 2 - targets.new_tensor([left, top]), (high - low) / 2], dim=1)
+    sample["clip"] = frames.movedim(0, 1).contiguous()
+    return sample
+
+
+def pick_window(targets: Tensor, config: DataConfig, rng: np.random.Generator) -> Window:
+    """Where the crop lies, given the landmarks [S, 68, 2]; corners on multiples of 8."""
+    room = config.size_px - config.crop_px
+    corner = rng.integers(0, room // 8 + 1, 2) * 8
+    if rng.random() < config.mouth_share:
+        middle = targets[len(targets) // 2, 48:68].mean(dim=0).numpy() + rng.normal(0, config.crop_px / 6, 2)
+        left, top = np.clip((middle - config.crop_px / 2) // 8 * 8, 0, room)
+        corner = np.array([top, left])
+    return int(corner[0]), int(corner[1]), config.crop_px
 
 
 def pick_reference(clip: Clip, start: int, n_frames: int, rng: np.random.Generator) -> int:
@@ -224,4 +238,4 @@ def recoloured(pictures: Tensor, rng: np.random.Generator) -> Tensor:
 
 def conditions_of(batch: Sample) -> Conditions:
     """The fields of Conditions in a batch of samples."""
-    return Conditions(*(batch[name] for name in ("reference", "warped", "inner", "visible", "maps")))
+    return Conditions(**{each.name: batch[each.name] for each in fields(Conditions)})

@@ -21,8 +21,8 @@ from common.diffusion import DiffusionConfig
 from common.errors import InputError
 from common.triplane import TriPlane, packed_length, unpack
 from common.unet import UNet, UNetConfig
-from m2v.autoencoder import FACTOR, compute_dtype
-from m2v.condition import Conditions
+from m2v.autoencoder import compute_dtype
+from m2v.condition import FACTOR, Conditions
 from m2v.layers import PixelNorm, PlanePool, Residual
 
 FORMAT = "duet-m2v-denoiser-1"

@@ -16,8 +16,8 @@ from torch import Generator, Tensor
 
 from common.errors import InputError
 from common.triplane import TriPlane
-from m2v.autoencoder import FACTOR, Autoencoder, load_autoencoder
-from m2v.condition import Conditions, mouth_region
+from m2v.autoencoder import Autoencoder, load_autoencoder
+from m2v.condition import FACTOR, Conditions
 from m2v.denoiser import Denoiser, clip_noise, glance, load_denoiser
 from m2v.source import Source
 
@@ -61,8 +61,7 @@ class MCVDM:
         Four clips at a time are held. n_steps: of sampling, 0: planes of zeros (the regression); guidance_scale: 1
         leaves guidance out.
         """
-        height, width = source.picture.shape[:2]
-        side = height // FACTOR
+        side = source.picture.shape[0] // FACTOR
         shared = torch.randn(self.denoiser.config.plane_channels, side, side, generator=_generator(seed, -1))
         tail: Tensor | None = None  # the last frames of the clip before, [n, 3, H, W]
         spans = clip_spans(len(landmarks))
@@ -73,10 +72,9 @@ class MCVDM:
             noise = torch.cat([self._noise(first, shared, seed) for first, _ in some]).to(self.device)
             with torch.autocast(self.device.type, torch.bfloat16):
                 planes = self.planes(clips, noise, n_steps, guidance_scale)
-            for (first, last), conditions, points, said in zip(some, clips, targets, planes, strict=True):
-                where = mouth_region(points, height, width, FACTOR)[None].to(self.device)
+            for (first, last), conditions, said in zip(some, clips, planes, strict=True):
                 with torch.autocast(self.device.type, torch.bfloat16):
-                    clip = self.clip(conditions, said, where)
+                    clip = self.clip(conditions, said)
                 frames = (rearrange(clip, "1 c s h w -> s c h w")[: last - first].float() + 1) * 127.5
                 if tail is not None:
                     weight = (torch.arange(1, N_FADE + 1, device=frames.device) / (N_FADE + 1)).view(-1, 1, 1, 1)
@@ -96,9 +94,9 @@ class MCVDM:
         sampled = self.denoiser.sample(seen, noise, n_steps, guidance_scale)
         return [sampled.map(lambda plane, k=k: plane[k : k + 1]) for k in range(len(clips))]  # type: ignore[misc]
 
-    def clip(self, conditions: Conditions, planes: TriPlane, where: Tensor) -> Tensor:
-        """One clip [1, 3, S, H, W] in about [-1, 1]; where: the planes count, see `Autoencoder.blend`."""
-        return self.autoencoder.decode(planes, conditions, where=where)
+    def clip(self, conditions: Conditions, planes: TriPlane) -> Tensor:
+        """One clip [1, 3, S, H, W] in about [-1, 1]."""
+        return self.autoencoder.decode(planes, conditions)
 
     def _noise(self, first: int, shared: Tensor, seed: int) -> Tensor:
         """x_T [1, C, L] of the clip that begins with frame `first`."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -94,7 +95,7 @@ class Several:
         mixed = main.warped + face * (other.warped + shift[:, None, None] - main.warped)
         small = F.avg_pool2d(face, 2)
         visible = main.visible + small * (other.visible - main.visible)
-        return Conditions(main.reference, mixed, main.inner, visible, main.maps)
+        return replace(main, warped=mixed, visible=visible)
 
     def nearest(self, targets: Tensor) -> int:
         """Which picture is nearest to a clip's landmarks [S, 68, 2], in the turn of the head and the mouth."""

@@ -17,7 +17,8 @@ from common import diffusion
 from common.media import write_picture
 from common.trainer import Task
 from common.triplane import packed_length, unpack
-from m2v.autoencoder import FACTOR, Autoencoder, AutoencoderConfig, load_autoencoder, save_autoencoder
+from m2v.autoencoder import Autoencoder, AutoencoderConfig, load_autoencoder, save_autoencoder
+from m2v.condition import FACTOR
 from m2v.data import ClipSamples, DataConfig, Sample, conditions_of, read_clips
 from m2v.denoiser import Denoiser, DenoiserConfig, load_denoiser, save_denoiser
 from m2v.losses import charbonnier, laplacian, mouth_weight, perceptual, texture

@@ -70,6 +70,12 @@ def upsample(coarse: Tensor, height: int, width: int) -> Tensor:
     )
 
 
+def places(height: int, width: int, like: Tensor) -> Tensor:
+    """Every pixel's own place [H, W, 2], x and y: the grid that changes nothing."""
+    ys, xs = (torch.arange(n, dtype=like.dtype, device=like.device) for n in (height, width))
+    return torch.stack(torch.meshgrid(xs, ys, indexing="xy"), dim=-1)
+
+
 def apply(image: Tensor, grid: Tensor) -> Tensor:
     """Look the source image [B or 1, C, H, W] up at grid [B, h, w, 2] (pixels) -> [B, C, h, w]; the border repeats."""
     if image.ndim != 4 or grid.ndim != 4 or grid.shape[-1] != 2:

@@ -1,5 +1,7 @@
 """The autoencoder: planes of zeros are a blend of what is given, and planes say what that lacks."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,8 +11,8 @@ from torch import Tensor
 
 from common.errors import InputError
 from common.triplane import TriPlane
-from m2v.autoencoder import FACTOR, Autoencoder, AutoencoderConfig, load_autoencoder, save_autoencoder
-from m2v.condition import Conditions, build
+from m2v.autoencoder import Autoencoder, AutoencoderConfig, load_autoencoder, save_autoencoder, shifted
+from m2v.condition import FACTOR, Conditions, build
 from m2v.denoiser import save_denoiser
 from tests.m2v.tiny import AUTOENCODER, autoencoder, clips, conditions, denoiser, face, perturbed, picture, talking
 
@@ -43,10 +45,10 @@ def test_planes_are_an_eighth_of_the_side_whatever_the_clips_size() -> None:
 
 def test_shares_lie_between_0_and_1_and_differ() -> None:
     model, given = autoencoder(by=0.2), conditions()
-    clip, share = model.blend(some_planes(model, given), given)
-    assert share.shape == (2, 1, 4, 64, 64) and share.min() >= 0 and share.max() <= 1
-    assert share.std() > 1e-3
-    assert torch.equal(clip, model.decode(some_planes(model, given), given))
+    blend = model.blend(some_planes(model, given), given)
+    assert blend.share.shape == (2, 1, 4, 64, 64) and blend.share.min() >= 0 and blend.share.max() <= 1
+    assert blend.share.std() > 1e-3 and blend.shift.shape == (2, 4, 4, 16, 16)
+    assert torch.equal(blend.frames, model.decode(some_planes(model, given), given))
 
 
 def test_gradients_reach_all_weights_after_a_step() -> None:
@@ -162,3 +164,29 @@ def test_planes_do_not_depend_on_what_only_decodes() -> None:
     planes = model.encode(clip, given)
     assert torch.equal(learnt.encode(clip, given).pack(), planes.pack())
     assert not torch.allclose(learnt.decode(planes, given), model.decode(planes, given), atol=1e-2)
+
+
+def test_a_shift_looks_that_many_pixels_to_the_side() -> None:
+    pictures = torch.arange(16.0).expand(1, 1, 16, 16) + 100 * torch.arange(16.0)[:, None]
+    moved = shifted(pictures, torch.tensor([2.0, -1.0]).view(1, 2, 1, 1).expand(1, 2, 4, 4))
+    assert torch.allclose(moved[..., 1:, :14], pictures[..., :-1, 2:], atol=1e-2)
+    assert torch.allclose(shifted(pictures, torch.zeros(1, 2, 4, 4)), pictures, atol=1e-2)
+
+
+def test_away_from_the_mouth_planes_say_nothing() -> None:
+    model, given = autoencoder(by=0.2), conditions()
+    deaf = replace(given, region=torch.zeros_like(given.region))
+    assert torch.allclose(
+        model.decode(some_planes(model, deaf), deaf), model.decode(model.zeros(deaf), deaf), atol=1e-5
+    )
+    assert not torch.allclose(model.decode(some_planes(model, given), given), model.decode(model.zeros(given), given))
+
+
+def test_weights_from_before_the_shift_load(tmp_path: Path) -> None:
+    older = autoencoder(replace(AUTOENCODER, has_shift=False), by=0.1)
+    save_autoencoder(older, tmp_path)
+    stored = json.loads((tmp_path / "config.json").read_text())
+    del stored["autoencoder"]["has_shift"]
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    loaded, given = load_autoencoder(tmp_path), conditions()
+    assert loaded.blend(loaded.zeros(given), given).shift.abs().max() == 0

@@ -20,6 +20,7 @@ from m2v.data import (
     decoded,
     flipped,
     pick_reference,
+    pick_window,
     projected,
     read_clips,
     recoloured,
@@ -62,7 +63,7 @@ def test_a_sample_is_its_number_and_seed(clips: list[Clip]) -> None:
 def test_a_sample_has_a_clip_its_conditions_and_where_the_mouth_is(clips: list[Clip]) -> None:
     for i in range(4):
         sample = ClipSamples(clips, CONFIG, seed=0)[i]
-        assert set(sample) == {"clip", "reference", "warped", "inner", "visible", "maps", "mouth"}
+        assert set(sample) == {"clip", "reference", "warped", "inner", "visible", "maps", "flow", "region", "mouth"}
         assert sample["clip"].shape == (3, 4, 64, 64) and sample["mouth"].shape == (4, 4)
         assert isinstance(conditions_of(sample), Conditions) and sample["maps"].shape == (4, 3, 32, 32)
         for name in ("clip", "reference", "warped"):
@@ -92,12 +93,12 @@ def test_frames_of_an_undisturbed_sample_are_the_videos(clips: list[Clip]) -> No
 @pytest.mark.parametrize("mouth_share", [0.0, 1.0])
 def test_windows_lie_inside_on_multiples_of_8(clips: list[Clip], mouth_share: float) -> None:
     config = replace(CONFIG, mouth_share=mouth_share)
-    samples, rng = ClipSamples(clips, config, seed=0), np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     targets = clips[0].tracks[0, :4] / 2
     mouth, near = targets[2, 48:68].mean(dim=0), 0
     for away in (0.0, 500.0, -500.0):  # faces outside the picture as well
         for _ in range(40):
-            top, left, side = samples.window(targets + away, rng)
+            top, left, side = pick_window(targets + away, config, rng)
             assert top % 8 == left % 8 == 0 and side == 64
             assert 0 <= top <= 64 and 0 <= left <= 64
             near += away == 0 and bool(left < mouth[0] < left + side and top < mouth[1] < top + side)

@@ -61,7 +61,7 @@ def test_as_many_frames_as_landmarks(model: MCVDM, reference: ReferencePicture, 
 class Plain(MCVDM):
     """Clips are the warp as it is: what joining them does to it can be seen."""
 
-    def clip(self, conditions: Conditions, planes: TriPlane, where: Tensor) -> Tensor:
+    def clip(self, conditions: Conditions, planes: TriPlane) -> Tensor:
         return conditions.warped.movedim(1, 2)
 
 
@@ -80,7 +80,7 @@ class Numbered(Plain):
 
     n_done = 0
 
-    def clip(self, conditions: Conditions, planes: TriPlane, where: Tensor) -> Tensor:
+    def clip(self, conditions: Conditions, planes: TriPlane) -> Tensor:
         self.n_done += 1
         return torch.full_like(conditions.warped.movedim(1, 2), -1 + 0.4 * self.n_done)
 
