@@ -23,9 +23,10 @@ LEAST_ASIDE_RAD = math.radians(5)
 class Limits:
     """How far a head may leave the picture's pose; what is beyond two thirds of it is softly held back.
 
-    All are counted from the picture, wherever a pose comes from: a driving video's too. aside_rad alone is counted from
-    the camera: a head that the picture shows turned to one side can't turn as much further, since its far cheek is not
-    in the picture; `LEAST_ASIDE_RAD` further it always may.
+    All are counted from the picture, wherever a pose comes from: a driving video's too. A head that the picture shows
+    turned aside may turn less, since its far cheek is hardly in the picture: further aside it would fold over, back to
+    the camera it would swell. aside_rad is what it may turn and what it is turned already, together; by
+    `LEAST_ASIDE_RAD` it always may.
     """
 
     turn_rad: float = math.inf
@@ -67,17 +68,17 @@ def hold_back(rotation: Tensor, max_turn_rad: float) -> Tensor:
 
 
 def facing(rotation: Tensor, picture: Tensor, max_aside_rad: float) -> Tensor:
-    """Rotations [T, 3, 3] turned about the head's own vertical axis so that its face doesn't point far aside.
+    """Rotations [T, 3, 3] turned about the head's own vertical axis to where the picture's face points, or near it.
 
-    picture: [3, 3], the picture's rotation; it, and what points aside no further than it, stays exactly.
+    picture: [3, 3], the picture's rotation; what points aside as it does, or nearly so, stays exactly.
     """
     if math.isinf(max_aside_rad):
         return rotation
     aside, shown = (torch.atan2(-each[..., 2, 0], each[..., 2, 2]) for each in (rotation, picture))
-    further = (aside.abs() - shown.abs()).clamp(min=0)[:, None]  # [T, 1]
-    back = further - held(further, max(max_aside_rad - float(shown.abs()), LEAST_ASIDE_RAD))
-    turn = torch.nn.functional.pad(-aside.sign()[:, None] * back, (1, 1))  # [T, 3]
-    return torch.where((back > 0)[..., None], rotation @ from_axis_angle(turn), rotation)
+    turn = (aside - shown)[:, None]  # [T, 1]
+    back = turn - held(turn, max(max_aside_rad - float(shown.abs()), LEAST_ASIDE_RAD))
+    undone = from_axis_angle(torch.nn.functional.pad(-back, (1, 1)))  # about the y axis
+    return torch.where((back != 0)[..., None], rotation @ undone, rotation)
 
 
 def held(vectors: Tensor, most: float) -> Tensor:

@@ -21,7 +21,7 @@ from m2v.source import Source
 
 BATCH = 16  # frames warped at once
 UPPER_INNER, LOWER_INNER = (60, 61, 62, 63, 64), (64, 65, 66, 67, 60)  # corner to corner
-# From the picture; beyond, the far cheek folds over and the border is dragged in.
+# By eye: beyond, the far cheek folds over (or swells, where a turned head turns back) and the border is dragged in.
 LIMITS = Limits(turn_rad=math.radians(18), aside_rad=math.radians(28), shift=0.35, log_zoom=0.3)
 TEETH = 0.085  # how much of the upper teeth can show at most, in distances of the eyes' centres
 CHEEKS = (2, 3, 13, 14)  # skin around the nose is found between these and the nose

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from a2m.pose import (
     BUILT_IN,
@@ -18,7 +20,7 @@ from a2m.regression import WEIGHTS
 from common import weights
 from common.face.model import LID_PAIRS, FaceModel
 from common.face.pos import Pose
-from common.face.rotations import from_euler_rad
+from common.face.rotations import angle_rad, euler_rad, from_euler_rad
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +40,20 @@ def test_the_first_frame_is_the_pictures_pose_exactly_and_motion_eases_in(prior:
     limits = torch.tensor(LIMITS)
     assert ((deviation[:3].abs() / limits) < 0.05).all()  # no jump away from the picture
     assert (deviation.abs() <= limits).all()
+
+
+@given(seed=st.integers(0, 2**31), T=st.integers(1, 400), agitation=st.sampled_from([1.0, 30.0]))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_head_leaves_its_picture_by_more_than_ten_degrees(
+    prior: HeadPrior, seed: int, T: int, agitation: float
+) -> None:
+    excited = HeadPrior()
+    excited.load_state_dict(prior.state_dict())
+    excited.noise *= agitation  # nothing in the tracks moves like that: it is a bound, not a habit
+    deviation = excited.sample_pose(torch.ones(T), torch.Generator().manual_seed(seed))
+    relative = apply_pose(some_pose(), deviation).rotation @ some_pose().rotation.mT
+    assert float(euler_rad(relative)[:, 1].abs().max().rad2deg()) <= 10
+    assert float(angle_rad(relative, torch.eye(3)).max().rad2deg()) <= 12  # so a renderer holds nothing back
 
 
 def test_motion_is_stationary_smooth_and_alive(prior: HeadPrior) -> None:
