@@ -151,7 +151,8 @@ def _check(src: Tensor, dst: Tensor) -> None:
 
 def _kernel(points: Tensor, centres: Tensor) -> Tensor:
     """r² log r² between [B, N, 2] and [B, P, 2] -> [B, N, P]; zero at r = 0."""
-    squared = (points[:, :, None] - centres[:, None]).square().sum(dim=-1)
+    x, y = (points[:, :, None, i] - centres[:, None, :, i] for i in (0, 1))
+    squared = x.square() + y.square()  # a third of the time of a sum over a last axis of two
     return squared * (squared + 1e-12).log()  # xlogy's gradient is infinite at zero
 
 
