@@ -28,6 +28,7 @@ from m2v.condition import FACTOR, Conditions
 from m2v.layers import PixelNorm, PlanePool, PlaneSpread, Up, residuals
 
 FORMAT = "duet-m2v-autoencoder-1"
+SHIFT_UNIT_PX = 8.0  # so that a network's small numbers move pixels
 PATCH = 4  # pixels of a frame per row or column of the finer features
 
 
@@ -40,7 +41,7 @@ class AutoencoderConfig:
     plane_width: int = 64  # channels pooled into each plane, before its head
     n_blocks: tuple[int, int] = (3, 2)  # residual blocks at each scale of the decoder's way up
     plane_noise: float = 0.1  # standard deviation added in training to planes of about 0.2
-    has_shift: bool = True  # whether the flow is seen and corrected
+    has_shift: bool = True  # whether the flow is seen and corrected, from a wide view
 
     def __post_init__(self) -> None:
         for name in ("widths", "n_blocks"):
@@ -87,6 +88,7 @@ class Autoencoder(nn.Module):
         self.up, self.fuse, self.blocks = Up(w2, w1), nn.Conv2d(2 * w1, w1, 1), residuals(w1, b1)
         self.head = nn.Sequential(PixelNorm(w1), nn.SiLU(), zero_init(nn.Conv2d(w1, PATCH**2 * 4, 3, padding=1)))
         if config.has_shift:
+            self.wide = residuals(w2, 2, reach=4)  # shoulders follow a head that is far from them
             self.shift = nn.Sequential(PixelNorm(w1), nn.SiLU(), zero_init(nn.Conv2d(w1, 4, 3, padding=1)))
         self.to(memory_format=torch.channels_last)
 
@@ -124,12 +126,17 @@ class Autoencoder(nn.Module):
         silent = self.spread(self.zeros(conditions))
         said = silent + c.region.to(said.dtype) * (said - silent)
         x = coarse + rearrange(said, "b s c h w -> (b s) c h w")
-        x = self.middle(_last(x))
+        x = _last(x)
+        x = self.middle(self.wide(x) if self.config.has_shift else x)
         x = self.blocks(self.fuse(torch.cat([self.up(x), fine], dim=1)))
         correction, logit = F.pixel_shuffle(self.head(x), PATCH).float().split([3, 1], dim=1)  # [B S, ., H, W]
         share = torch.sigmoid(logit + 2)
         warped, still = _flat(c.warped).float(), still_frames(c.reference.float(), len(x) // n_clips)
-        shift = self.shift(x).float() if self.config.has_shift else warped.new_zeros(len(x), 4, *x.shape[-2:])
+        shift = (
+            SHIFT_UNIT_PX * self.shift(x).float()
+            if self.config.has_shift
+            else warped.new_zeros(len(x), 4, *x.shape[-2:])
+        )
         if self.config.has_shift:
             warped, still = shifted(warped, shift[:, :2]), shifted(still, shift[:, 2:])
         frames = share * warped + (1 - share) * still + correction
@@ -152,7 +159,7 @@ class Autoencoder(nn.Module):
     def decoder_parts(self) -> list[nn.Module]:
         """What only `decode` uses."""
         return [self.spread, self.middle, self.up, self.fuse, self.blocks, self.head] + (
-            [self.shift] if self.config.has_shift else []
+            [self.wide, self.shift] if self.config.has_shift else []
         )
 
     def zeros(self, conditions: Conditions) -> TriPlane:

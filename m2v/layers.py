@@ -27,13 +27,13 @@ class PixelNorm(nn.Module):
 
 
 class Residual(nn.Module):
-    """x + conv(act(conv(act(norm(x))))), starting near the identity."""
+    """x + conv(act(conv(act(norm(x))))), starting near the identity. reach: of the convolutions, by dilation."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, reach: int = 1) -> None:
         super().__init__()
         self.norm = PixelNorm(channels)
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=reach, dilation=reach)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=reach, dilation=reach)
         nn.init.normal_(self.conv2.weight, std=0.3 / (9 * channels) ** 0.5)
         nn.init.zeros_(self.conv2.bias)  # type: ignore[arg-type]
 
@@ -41,8 +41,8 @@ class Residual(nn.Module):
         return x + self.conv2(F.silu(self.conv1(F.silu(self.norm(x)))))
 
 
-def residuals(channels: int, n_blocks: int) -> nn.Sequential:
-    return nn.Sequential(*(Residual(channels) for _ in range(n_blocks)))
+def residuals(channels: int, n_blocks: int, reach: int = 1) -> nn.Sequential:
+    return nn.Sequential(*(Residual(channels, reach) for _ in range(n_blocks)))
 
 
 class Up(nn.Module):

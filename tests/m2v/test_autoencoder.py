@@ -90,23 +90,23 @@ def test_training_without_planes_is_decoding_zeros() -> None:
 def test_decoding_a_part_gives_that_part_of_the_whole() -> None:
     """Beyond the reach of the convolutions, about 100 pixels here; so crops can train what sees whole frames."""
     model = autoencoder(by=0.05)
-    shown, targets = picture(160), talking(2, 160)
-    whole, part = (build(shown, face(160), targets, window).batched() for window in (None, (0, 0, 128)))
+    shown, targets = picture(288), talking(2, 288)
+    whole, part = (build(shown, face(288), targets, window).batched() for window in (None, (0, 0, 256)))
     planes = some_planes(model, whole)
-    n = 128 // FACTOR
+    n = 256 // FACTOR
     cut = TriPlane(planes.xy[..., :n, :n], planes.xt[..., :n], planes.yt[..., :n])
     a, b = model.decode(planes, whole), model.decode(cut, part)
     assert torch.allclose(a[..., :24, :24], b[..., :24, :24], atol=1e-4)
-    assert not torch.allclose(a[..., 104:128, 104:128], b[..., 104:, 104:], atol=1e-3)
+    assert not torch.allclose(a[..., 232:256, 232:256], b[..., 232:, 232:], atol=1e-3)
 
 
 def test_planes_learn_what_the_conditions_cannot_tell() -> None:
-    """Two clips of the same landmarks and reference, one with a light square, one with a dark one."""
+    """Two clips of the same landmarks and reference, one with a light mouth, one with a dark one."""
     given = build(picture(32), face(32), talking(2, 32)).batched()
     given = Conditions(*(torch.cat([value, value]) for value in vars(given).values()))
     clip = repeat(given.reference, "b c h w -> b c s h w", s=2).clone()
-    clip[0, :, :, 8:16, 16:24] += 0.5
-    clip[1, :, :, 8:16, 16:24] -= 0.5
+    clip[0, :, :, 18:26, 12:20] += 0.5
+    clip[1, :, :, 18:26, 12:20] -= 0.5
     model = autoencoder().train()
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     generator = torch.Generator().manual_seed(0)
