@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from common import entry
 from common.errors import InputError
-from common.request import POSES, GenerateConfig, compose, parse, result_path, say
+from common.request import POSES, GenerateConfig, compose, framing, parse, result_path, say
 
 if TYPE_CHECKING:  # torch takes seconds to import: a wrong flag should not wait for it
     import torch
@@ -141,7 +141,8 @@ def read_references(
             picture, landmarks = within_4k(picture, landmarks)
             if picture.shape != size:
                 say(f"note: {path} is larger than 4K: it is made smaller")
-        references.append(ReferencePicture.of(picture, landmarks, model, keep_whole=config.framing == "full"))
+        is_whole_used = config.framing == "full" or config.is_enlarged
+        references.append(ReferencePicture.of(picture, landmarks, model, keep_whole=is_whole_used))
         if references[-1].opening > OPEN_MOUTH and len(args.image) == 1:
             say(f"note: the mouth in {path} is open: one with a closed mouth looks better")
         if references[-1].turn_rad > TURNED_RAD and len(args.image) == 1:
@@ -269,12 +270,16 @@ def render(
     from common.media import DUBBED, GENERATED, VideoWriter
     from m2v.source import Several
 
-    framing = config.framing or ("full" if args.video else "crop")
-    width, height = scene.size(framing)
-    frames = scene.frames(rendered(config, scene, device), framing)
-    if framing == "full":
+    shown = framing(args, config)
+    width, height = scene.size(shown, config.size)
+    frames = scene.frames(rendered(config, scene, device), shown, config.size)
+    if shown == "full":
         cut = "" if (width, height) == scene.whole_size else ", a row or column less: H.264 has no odd sides"
         say(f"full picture: {width}x{height}{cut}")
+    if config.is_enlarged:
+        side, made = scene.crops[0].side, scene.crops[0].size_px
+        finer = f"with what finer detail the picture has (its square: {side} px)" if side > made else "nothing finer"
+        say(f"size: {width}, made at {made} and enlarged, {finer}")
     statement = DUBBED if args.video else GENERATED
     writer = VideoWriter(
         video_path,

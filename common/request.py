@@ -12,16 +12,15 @@ from common.files import check_input, check_result, is_file
 POSES = ("natural", "still")
 POSE_ENDS = ("loop", "hold")
 FRAMINGS = ("crop", "full")
+SIZES = (256, 512)  # pixels of a crop; the renderers make 256
 REFERENCES = ("nearest", "best")
 RENDERERS = ("mcvdm", "warp")
 DETECTORS = ("builtin", "face-alignment-2d", "face-alignment-3d")
 CONVENTIONS = ("facemesh68", "ibug68", "ibug68_3d")
 MOST_STEPS = 1000  # timesteps that the models were trained with
 FLAG_OVERRIDES = {
-    **{
-        name: name
-        for name in ("seed", "steps", "device", "pose", "pose_end", "framing", "references", "detector", "convention")
-    },
+    **{name: name for name in ("seed", "steps", "device", "pose", "pose_end", "framing", "size")},
+    **{name: name for name in ("references", "detector", "convention")},
     "renderer": "m2v",
 }
 
@@ -53,10 +52,15 @@ class GenerateConfig:
     pose: str = "natural"  # or still, or a video whose head is followed
     pose_end: str = "loop"  # or hold: where a video is shorter than the speech
     framing: str | None = None  # crop or full; None: crop for pictures, full for videos
+    size: int | None = None  # of the crop, pixels: 256 (None), or 512, which is 256 enlarged by what the picture shows
     references: str = "nearest"  # of several pictures: the nearest for every clip, or the best for all of them
     detector: str = "builtin"  # of landmarks
     convention: str | None = None  # of --landmarks; None: as the file says, else ibug68
     crf: int = 18  # quality of the H.264 stream, 0 (lossless) to 51
+
+    @property
+    def is_enlarged(self) -> bool:
+        return self.size not in (None, SIZES[0])
 
     @property
     def faces_are_lent(self) -> bool:
@@ -107,6 +111,7 @@ def parser(description: str | None) -> entry.Parser:
     )
     add("--pose-end", choices=POSE_ENDS, help="where that video (or --video) ends first: to and fro (default), or hold")
     add("--framing", choices=FRAMINGS, help="crop: 256 px around the face (default); full: the whole picture, as large")
+    add("--size", type=int, choices=SIZES, help="of the crop; 512: made at 256, with what finer detail the picture has")
     add(
         "--references",
         choices=REFERENCES,
@@ -163,6 +168,10 @@ def _contradictions_of(args: argparse.Namespace, config: GenerateConfig) -> list
             asks_for_end and not args.video and not is_followed,
             "--pose-end says how a video goes on that is too short: give one, with --pose or --video",
         ),
+        (
+            config.size is not None and framing(args, config) == "full",
+            "--size is of the crop, the whole picture keeps its own: add --framing crop, or leave --size away",
+        ),
         (bool(config.convention and not args.landmarks), "--convention says what --landmarks are: give both"),
     ]
 
@@ -201,6 +210,8 @@ def _check(config: GenerateConfig) -> None:
     }
     if config.framing is not None:
         choices["framing"] = (config.framing, FRAMINGS)
+    if config.size is not None:
+        choices["size"] = (str(config.size), tuple(map(str, SIZES)))
     if config.convention is not None:
         choices["convention"] = (config.convention, CONVENTIONS)
     for name, (value, known) in choices.items():
@@ -216,6 +227,11 @@ def _check(config: GenerateConfig) -> None:
     for key, n, least in steps:
         if n is not None and not least <= n <= MOST_STEPS:
             raise InputError(f"{key} goes from {least} to {MOST_STEPS}, not {n}")
+
+
+def framing(args: argparse.Namespace, config: GenerateConfig) -> str:
+    """crop or full."""
+    return config.framing or ("full" if args.video else "crop")
 
 
 def result_path(args: argparse.Namespace, config: GenerateConfig) -> Path:

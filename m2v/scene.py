@@ -1,7 +1,7 @@
 """What stage two is to make: which picture every frame begins with, where its landmarks go, and what is around it.
 
 A scene is a person's picture (or several), or a video that is dubbed. The renderer works on the square crop around the
-face; `frames` gives that crop, or the whole picture with the face put back into it.
+face; `frames` gives that crop, as it is or enlarged, or the whole picture with the face put back into it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from common.face.framing import Crop, ReferencePicture
 from m2v.dub import Dub
+from m2v.enlarge import Enlarger
 from m2v.paste import Paster
 from m2v.source import Dubbed, Several, Source, Still, as_picture
 
@@ -67,22 +68,28 @@ class Scene:
     def n_frames(self) -> int:
         return len(self.landmarks)
 
-    def size(self, framing: str) -> tuple[int, int]:
-        """Width and height of the frames: even, as H.264 needs them."""
-        width, height = self.whole_size if framing == "full" else self.source.picture.shape[1::-1]
+    def size(self, framing: str, size_px: int | None = None) -> tuple[int, int]:
+        """Width and height of the frames: even, as H.264 needs them. size_px: of a crop; None: as it is rendered."""
+        if framing != "full":
+            height, width = (size_px, size_px) if size_px else self.source.picture.shape[:2]
+        else:
+            width, height = self.whole_size
         return width // 2 * 2, height // 2 * 2
 
-    def frames(self, rendered: Iterator[Tensor], framing: str) -> Iterator[np.ndarray]:
+    def frames(self, rendered: Iterator[Tensor], framing: str, size_px: int | None = None) -> Iterator[np.ndarray]:
         """Frames uint8 of `size` from a renderer's, [3, h, w]; framing: crop or full."""
-        if framing != "full":
+        width, height = self.size(framing, size_px)
+        if framing != "full" and (height, width) == self.source.picture.shape[:2]:
             yield from (as_picture(frame) for frame in rendered)
             return
-        width, height = self.size(framing)
         begin = self.begin.expand(self.n_frames, -1, -1)
-        paster: Paster | None = None
+        enlarger, paster = Enlarger(width), None
         for picture, crop, before, after, frame in zip(
             self.whole(), self.crops, begin, self.landmarks[..., :2], rendered, strict=True
         ):
+            if framing != "full":
+                yield enlarger.enlarge(picture, crop, before, after, frame)
+                continue
             if paster is None or paster.crop != crop:
                 paster = Paster(crop, *self.whole_size)
             yield paster.paste(picture, before, after, frame)[:height, :width]

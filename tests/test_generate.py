@@ -181,6 +181,10 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
         ([*good, "--pose-end", "hold"], "--pose-end"),
         ([*good, "--framing", "wide"], "wide"),
         ([*good, "framing=wide"], "wide"),
+        ([*good, "--size", 300], "--size"),
+        ([*good, "size=300"], "300"),
+        ([*good, "--size", 512, "--framing", "full"], "--framing crop"),
+        (["--audio", short, "--video", PORTRAIT, "--size", 512], "--framing crop"),
         ([*good, "--detector", "magic"], "magic"),
     ]
     before = sorted(path.name for path in tmp_path.iterdir())
@@ -342,6 +346,32 @@ def test_the_whole_picture_is_given_back_in_its_own_size(short: Path, tmp_path: 
     assert np.abs(shown - shown[:1])[:, 500:].max() <= 2  # the hands don't move
     assert np.abs(shown - shown[:1])[:, 150:350].max() > 30  # the face does
     assert np.abs(shown[0] - read_picture(odd)[:744, :500]).mean() < 3
+
+
+@pytest.mark.parametrize(("renderer", "zoom"), [("mcvdm", 2), ("warp", 2), ("warp", 0.5)])
+def test_the_crop_is_enlarged_with_what_the_picture_has(
+    short: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], renderer: str, zoom: float
+) -> None:
+    shown, picture = {}, tmp_path / "large.png"
+    portrait = Image.open(PORTRAIT)
+    portrait.resize((round(zoom * portrait.width), round(zoom * portrait.height))).save(picture)
+    for size in (256, 512):
+        out = tmp_path / f"{size}.mp4"
+        flags = ["--audio", short, "--image", picture, "--renderer", renderer, "--out", out, "--size", size]
+        assert run(*flags, "crf=0", "m2v.steps=0") == 0
+        said = capsys.readouterr().err
+        assert ("enlarged" in said) == (size == 512) and ("nothing finer" in said) == (size == 512 and zoom < 1)
+        shown[size] = frames(out).astype(np.float32)
+    assert shown[512].shape[1:] == (512, 512, 3) and len(shown[512]) == len(shown[256])
+    halved = shown[512].reshape(-1, 256, 2, 256, 2, 3).mean(axis=(2, 4))
+    assert np.abs(halved - shown[256]).mean() < 3
+
+
+def test_the_crop_of_a_dubbed_video_is_enlarged(walk: Path, short: Path, tmp_path: Path) -> None:
+    flags = ["--audio", short, "--video", walk, "--renderer", "warp", "--framing", "crop", "--size", 512]
+    assert run(*flags, "--out", tmp_path / "o.mp4") == 0
+    shown = frames(tmp_path / "o.mp4")
+    assert shown.shape[1:] == (512, 512, 3) and abs(len(shown) / (24000 / 1001) - 1.3) < 0.05
 
 
 def test_a_video_is_dubbed_and_keeps_its_rate_and_its_head(walk: Path, short: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from common.face import warp
 from common.face.framing import Crop
 from common.face.model import FaceModel
-from m2v import paste
+from m2v import compose
 from m2v.masks import face_mask, head_mask
 from m2v.paste import Paster
 
@@ -258,7 +258,7 @@ def test_strips_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     frame = still(picture, crop)
     whole = []
     for rows in (37, 1000):
-        monkeypatch.setattr(paste, "STRIP", rows)
+        monkeypatch.setattr(compose, "STRIP", rows)
         whole.append(Paster(crop, 500, 500).paste(picture, source, target, frame).astype(int))
     assert np.abs(whole[0] - whole[1]).max() <= 1  # the last bit of float sums in another order
 
