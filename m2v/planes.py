@@ -12,6 +12,7 @@ import json
 import logging
 import shutil
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.files import atomic_path
 from common.triplane import unpack
@@ -36,17 +37,22 @@ NAMES = ("drawn", "warped", "reference")  # of a Glance, stored as bytes: 0..1, 
 
 def encode(autoencoder: Autoencoder, samples: ClipSamples, n_samples: int, folder: Path) -> Encoded:
     """Planes float16 [N, C, L] and what the denoiser is told, uint8, of samples 0..N-1; mapped from `folder`."""
-    made_from = {"n": n_samples, "seed": samples.seed, "of": fingerprint(autoencoder, samples)}
+    return cached(partial(encoded, autoencoder, samples), n_samples, folder, fingerprint(autoencoder, samples))
+
+
+def cached(make: Callable[[int], Encoded], n_samples: int, folder: Path, made_of: str) -> Encoded:
+    """Arrays of samples 0..N-1, stacked and mapped from `folder`; made there, unless they were, of the same."""
+    made_from = {"n": n_samples, "of": made_of}
     stamp = folder / "made_from.json"
     if stamp.is_file() and json.loads(stamp.read_text()) == made_from:
-        return {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("planes", *NAMES)}
+        return {path.stem: np.load(path, mmap_mode="r") for path in folder.glob("*.npy")}
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     arrays: Encoded = {}
     started = time.monotonic()
     # A clip for each of two threads: half of it is work that torch does in one.
-    with ThreadPoolExecutor(2, "encode") as pool:
-        for k, values in enumerate(pool.map(partial(encoded, autoencoder, samples), range(n_samples))):
+    with ThreadPoolExecutor(2, "cache") as pool:
+        for k, values in enumerate(pool.map(make, range(n_samples))):
             for name, value in values.items():
                 if name not in arrays:
                     arrays[name] = np.lib.format.open_memmap(
@@ -54,7 +60,7 @@ def encode(autoencoder: Autoencoder, samples: ClipSamples, n_samples: int, folde
                     )
                 arrays[name][k] = value
             if (k + 1) % 100 == 0:
-                log.info("encoded %d of %d clips in %.0f s", k + 1, n_samples, time.monotonic() - started)
+                log.info("%s: %d of %d clips in %.0f s", folder.name, k + 1, n_samples, time.monotonic() - started)
     for array in arrays.values():
         array.flush()  # type: ignore[attr-defined]  # memmaps have it
     with atomic_path(stamp, overwrite=True) as temporary:
@@ -99,11 +105,11 @@ class PlaneSamples:
         return {**sample, "planes": torch.from_numpy(np.array(self.arrays["planes"][k]))}
 
 
-def fingerprint(autoencoder: Autoencoder, samples: ClipSamples) -> str:
+def fingerprint(model: nn.Module, samples: ClipSamples) -> str:
     """Of the weights, of the clips and of how they are sampled."""
     digest = hashlib.sha256()
-    for tensor in autoencoder.state_dict().values():
+    for tensor in model.state_dict().values():
         digest.update(tensor.float().numpy().tobytes())
     config = replace(samples.config, cache_dir="")  # where frames lie changes nothing
-    digest.update(repr((config, [(clip.name, len(clip.frames)) for clip in samples.clips])).encode())
+    digest.update(repr((config, samples.seed, [(clip.name, len(clip.frames)) for clip in samples.clips])).encode())
     return digest.hexdigest()[:16]

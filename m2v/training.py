@@ -23,9 +23,10 @@ from m2v.data import ClipSamples, DataConfig, Sample, conditions_of, read_clips
 from m2v.denoiser import Denoiser, DenoiserConfig, load_denoiser, save_denoiser
 from m2v.losses import charbonnier, laplacian, mouth_weight, perceptual, texture
 from m2v.planes import PlaneBatch, PlaneSamples, encode, statistics
+from m2v.portraits import training_samples
 from m2v.validation import reconstructions, strip, validation_figures, validation_samples
 
-KEEP_PLANES, KEEP_SKIPS = 0.7, 0.9  # how often each reaches the decoder in training
+KEEP_PLANES, KEEP_SKIPS = 0.6, 0.9  # how often each reaches the decoder in training
 PERCEPTUAL_WEIGHT = 0.1
 TEXTURE_WEIGHT = 2.0
 PLANE_PENALTY = 0.004  # on their mean square: what needn't be said isn't
@@ -52,7 +53,7 @@ def setup_autoencoder(
         model.requires_grad_(False)
         for part in model.decoder_parts():
             part.requires_grad_(True)
-    samples = ClipSamples(read_clips(data_dir, "train", data.n_frames, cache_dir, ("talking", "silent")), data, seed)
+    samples = training_samples(data_dir, data, seed)
     held_out = validation_samples(read_clips(data_dir, "val", 16, cache_dir, ("talking",)))
 
     def validate(ema: nn.Module) -> dict[str, float]:
