@@ -1,4 +1,4 @@
-"""What `train_m2v.py` trains: the autoencoder, then the denoiser on its planes.
+"""What `train_m2v.py` trains: the autoencoder, then the denoiser on its planes, then the decoder on what that samples.
 
 Autoencoder: reconstruction of clips, with planes as they are, noised, or zeroed. Validation prints, side by side, what
 the warp, the planes of zeros (a regression) and the true planes (the ceiling of any diffusion) reach.
@@ -21,6 +21,7 @@ from m2v.autoencoder import Autoencoder, AutoencoderConfig, load_autoencoder, sa
 from m2v.condition import FACTOR
 from m2v.data import ClipSamples, DataConfig, Sample, conditions_of, read_clips
 from m2v.denoiser import Denoiser, DenoiserConfig, load_denoiser, save_denoiser
+from m2v.finishing import Finishing, MouthSamples, cut_mouths, finishing_loss
 from m2v.losses import charbonnier, laplacian, mouth_weight, perceptual, texture
 from m2v.planes import PlaneBatch, PlaneSamples, encode, statistics
 from m2v.portraits import training_samples
@@ -116,9 +117,7 @@ def setup_diffusion(
     """The denoiser's training on the planes of `n_samples` clips, which are encoded once, into run_dir/planes."""
     cache_dir = Path(data.cache_dir)
     frozen = load_autoencoder(autoencoder).requires_grad_(False)
-    whole = replace(data, size_px=256, crop_px=256, n_frames=16)
-    clips = read_clips(data_dir, "train", whole.n_frames, cache_dir, ("talking", "silent"))
-    encoded = encode(frozen, ClipSamples(clips, whole, seed), n_samples, run_dir / "planes")
+    encoded = encode(frozen, whole_clips(data_dir, data, seed), n_samples, run_dir / "planes")
     model = load_denoiser(DENOISER if init == "small" else init, config) if init else Denoiser(config)
     if not init:
         mean, std = statistics(encoded)
@@ -136,6 +135,52 @@ def setup_diffusion(
         write_picture(path, strip([reconstructions(decoder, each, ema) for each in held_out[:3]]), overwrite=True)
 
     return Task(model, denoiser_loss, PlaneSamples(encoded, seed), save_denoiser, validate, sample)
+
+
+def setup_finishing(
+    data_dir: Path,
+    data: DataConfig,
+    run_dir: Path,
+    planes_dir: Path,
+    autoencoder: str = AUTOENCODER,
+    denoiser: str = DENOISER,
+    n_samples: int = 2000,
+    seed: int = 0,
+    features: str = "auto",
+) -> Task:
+    """The decoder's last training, see `m2v.finishing`; what is saved is the autoencoder.
+
+    planes_dir: where the denoiser's training, with the same data, options and seed, left the planes of its clips.
+    """
+    model, sampler = load_autoencoder(autoencoder), load_denoiser(denoiser).requires_grad_(False)
+    clips = whole_clips(data_dir, data, seed)
+    mouths = cut_mouths(sampler, clips, encode(model, clips, n_samples, planes_dir), run_dir / "mouths")
+    cache_dir = Path(data.cache_dir)
+    held_out = validation_samples(read_clips(data_dir, "val", 16, cache_dir, ("talking",)))
+
+    def validate(ema: nn.Module) -> dict[str, float]:
+        assert isinstance(ema, Finishing)
+        return validation_figures(ema.autoencoder, held_out, sampler.to(next(ema.parameters()).device))
+
+    def sample(ema: nn.Module, path: Path) -> None:
+        assert isinstance(ema, Finishing)
+        denoiser = sampler.to(next(ema.parameters()).device)
+        rows = [reconstructions(ema.autoencoder, each, denoiser) for each in held_out[:4]]
+        write_picture(path, strip(rows), overwrite=True)
+
+    def save(ema: nn.Module, folder: Path) -> None:
+        assert isinstance(ema, Finishing)
+        save_autoencoder(ema.autoencoder, folder)
+
+    task_model = Finishing(model, perceptual(features))
+    return Task(task_model, finishing_loss, MouthSamples(mouths, seed), save, validate, sample)
+
+
+def whole_clips(data_dir: Path, data: DataConfig, seed: int) -> ClipSamples:
+    """Training clips of 16 whole frames."""
+    whole = replace(data, size_px=256, crop_px=256, n_frames=16)
+    clips = read_clips(data_dir, "train", whole.n_frames, Path(data.cache_dir), ("talking", "silent"))
+    return ClipSamples(clips, whole, seed)
 
 
 def denoiser_loss(model: nn.Module, batch: PlaneBatch, generator: Generator) -> dict[str, Tensor]:

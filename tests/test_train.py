@@ -58,8 +58,8 @@ def test_paper_preset_has_the_published_sizes() -> None:
 @pytest.mark.parametrize(
     "overrides, words",
     [
-        ([], "stage=autoencoder or stage=diffusion"),
-        (["stage=both"], "stage=autoencoder or stage=diffusion"),
+        ([], "stage=autoencoder or stage=diffusion or stage=finishing"),
+        (["stage=both"], "stage=autoencoder or stage=diffusion or stage=finishing"),
         (["stage=autoencoder", *NEEDED, "train.n_stps=3"], "train.n_stps"),
         (["stage=autoencoder", *NEEDED, "train.n_steps=many"], "many"),
         (["stage=autoencoder", *NEEDED, "train.n_steps=0"], "train.n_steps is 0"),
