@@ -172,7 +172,7 @@ def min_snr_weight(a: Tensor, gamma: float, prediction: str) -> Tensor:
 
 
 def weighted_mse(pred: Tensor, expected: Tensor, weight: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-    """Mean squared error in float32, over the elements where mask (0 or 1, broadcast against pred) is 1.
+    """Mean squared error in float32, over the elements where mask (0 to 1, broadcast against pred) is 1, or weighted by it.
 
     pred, expected: [B, ...]; weight: [B], one factor per sample. Returns a scalar, 0 for an empty mask.
     """

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from common.files import atomic_path
-from common.triplane import unpack
+from common.triplane import TriPlane, unpack
 from m2v.autoencoder import Autoencoder
 from m2v.data import ClipSamples, conditions_of
 from m2v.denoiser import glance
@@ -77,17 +77,29 @@ def encoded(autoencoder: Autoencoder, samples: ClipSamples, index: int) -> Encod
         planes = autoencoder.encode(sample["clip"][None], conditions)
     parts = dict(zip(NAMES, (part[0] for part in glance(conditions)), strict=True))
     parts["warped"], parts["reference"] = (parts["warped"] + 1) / 2, (parts["reference"] + 1) / 2
+    parts["heard"] = heard(conditions.region)[0]
     bytes_ = {name: (part * 255).round().clamp(0, 255).byte().numpy() for name, part in parts.items()}
     return {"planes": planes.pack()[0].half().numpy(), **bytes_}
 
 
+def heard(region: Tensor) -> Tensor:
+    """How much of each place of the planes the decoder hears: Conditions.region [B, S, 1, h, w] -> packed [B, 1, L]."""
+    frames = region[:, :, 0]  # [B, S, h, w]
+    return TriPlane(*(frames.amax(dim=axis)[:, None] for axis in (1, 2, 3))).pack()
+
+
 def statistics(arrays: Encoded) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each plane's channels over all samples: [3, C] each."""
+    """Mean and standard deviation of each plane's channels over all samples, where they are heard: [3, C] each."""
     packed = torch.from_numpy(np.asarray(arrays["planes"], np.float32))
-    side = arrays["drawn"].shape[-1] // 2
-    planes = unpack(packed, arrays["drawn"].shape[1], side, side)
-    figures = [torch.std_mean(plane, dim=(0, 2, 3)) for plane in planes]
-    return torch.stack([mean for _, mean in figures]), torch.stack([std for std, _ in figures]).clamp(min=1e-3)
+    weights = torch.from_numpy(np.asarray(arrays["heard"], np.float32))
+    n_frames, side = arrays["drawn"].shape[1], arrays["drawn"].shape[-1] // 2
+    means, stds = [], []
+    for plane, weight in zip(*(unpack(each, n_frames, side, side) for each in (packed, weights)), strict=True):
+        share = weight / weight.sum()
+        mean = (share * plane).sum(dim=(0, 2, 3))
+        means.append(mean)
+        stds.append((share * (plane - mean[:, None, None]).square()).sum(dim=(0, 2, 3)).sqrt())
+    return torch.stack(means), torch.stack(stds).clamp(min=1e-3)
 
 
 class PlaneSamples:
@@ -100,7 +112,7 @@ class PlaneSamples:
         n = len(self.arrays["planes"])
         order = np.random.default_rng((self.seed, index // n)).permutation(n)
         k = int(order[index % n])
-        sample = {name: torch.from_numpy(np.array(self.arrays[name][k])).float() / 255 for name in NAMES}
+        sample = {name: torch.from_numpy(np.array(self.arrays[name][k])).float() / 255 for name in (*NAMES, "heard")}
         sample["warped"], sample["reference"] = sample["warped"] * 2 - 1, sample["reference"] * 2 - 1
         return {**sample, "planes": torch.from_numpy(np.array(self.arrays["planes"][k]))}
 

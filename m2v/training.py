@@ -30,6 +30,7 @@ from m2v.validation import reconstructions, strip, validation_figures, validatio
 KEEP_PLANES, KEEP_SKIPS = 0.6, 0.9  # how often each reaches the decoder in training
 PERCEPTUAL_WEIGHT = 0.1
 TEXTURE_WEIGHT = 2.0
+UNHEARD_WEIGHT = 0.05  # of a place of the planes that is far from the mouth, beside 1 at the mouth
 PLANE_PENALTY = 0.004  # on their mean square: what needn't be said isn't
 AUTOENCODER, DENOISER = "small/m2v_autoencoder", "small/m2v_denoiser"
 
@@ -184,7 +185,10 @@ def whole_clips(data_dir: Path, data: DataConfig, seed: int) -> ClipSamples:
 
 
 def denoiser_loss(model: nn.Module, batch: PlaneBatch, generator: Generator) -> dict[str, Tensor]:
-    """Mean squared error in the space of the prediction, of planes standardised by the model's own figures."""
+    """Mean squared error in the space of the prediction, of planes standardised by the model's own figures; what the
+
+    decoder hears counts.
+    """
     module = getattr(model, "module", model)
     assert isinstance(module, Denoiser)
     settings, side = module.config.diffusion, batch["drawn"].shape[-1] // 2
@@ -196,5 +200,6 @@ def denoiser_loss(model: nn.Module, batch: PlaneBatch, generator: Generator) -> 
     seen = (batch["drawn"], batch["warped"], batch["reference"])
     pred = model(diffusion.q_sample(x_0, timesteps, eps, alpha_bar), timesteps, seen, keep.float())
     a = diffusion.expand(alpha_bar[timesteps], x_0)
-    loss = diffusion.weighted_mse(pred, diffusion.target(x_0, eps, a, settings.prediction))
-    return {"mse": loss}
+    expected = diffusion.target(x_0, eps, a, settings.prediction)
+    # What is never heard needn't be guessed, but sampling shouldn't go astray there.
+    return {"mse": diffusion.weighted_mse(pred, expected, mask=UNHEARD_WEIGHT + batch["heard"])}

@@ -10,7 +10,7 @@ from common.triplane import unpack
 from m2v.autoencoder import Autoencoder
 from m2v.data import ClipSamples, DataConfig, conditions_of
 from m2v.denoiser import glance
-from m2v.planes import NAMES, Encoded, PlaneSamples, encode, encoded, fingerprint, statistics
+from m2v.planes import NAMES, Encoded, PlaneSamples, encode, encoded, fingerprint, heard, statistics
 from tests.m2v.tiny import AUTOENCODER, autoencoder, denoiser, training_clips
 
 N, SIDE = 5, 8
@@ -38,7 +38,7 @@ def test_planes_are_encoded_once(model: Autoencoder, samples: ClipSamples, tmp_p
     stamp = (folder / "planes.npy").stat().st_mtime_ns
     again = encode(model, samples, 2, folder)
     assert (folder / "planes.npy").stat().st_mtime_ns == stamp
-    assert set(again) == set(first) == {"planes", *NAMES}
+    assert set(again) == set(first) == {"planes", "heard", *NAMES}
     assert all((again[name] == first[name]).all() for name in first)
     other = encode(autoencoder(by=0.06), samples, 2, folder)
     assert (folder / "planes.npy").stat().st_mtime_ns != stamp
@@ -72,16 +72,26 @@ def stored(arrays: Encoded, k: int) -> dict[str, torch.Tensor]:
     return next(each for each in found if (each["planes"].numpy() == arrays["planes"][k]).all())
 
 
-def test_statistics_standardise_to_mean_0_and_std_1(arrays: Encoded) -> None:
+def test_statistics_standardise_what_is_heard_to_mean_0_and_std_1(arrays: Encoded) -> None:
     mean, std = statistics(arrays)
     assert mean.shape == std.shape == (3, AUTOENCODER.plane_channels)
     model = denoiser()
     model.plane_mean.copy_(mean)
     model.plane_std.copy_(std)
     packed = torch.from_numpy(np.array(arrays["planes"], np.float32))
-    for plane in model.standardised(unpack(packed, CONFIG.n_frames, SIDE, SIDE)):
-        assert torch.allclose(plane.mean(dim=(0, 2, 3)), torch.zeros(4), atol=1e-3)
-        assert torch.allclose(plane.std(dim=(0, 2, 3)), torch.ones(4), atol=1e-2)
+    weights = unpack(torch.from_numpy(np.array(arrays["heard"], np.float32)), CONFIG.n_frames, SIDE, SIDE)
+    for plane, weight in zip(model.standardised(unpack(packed, CONFIG.n_frames, SIDE, SIDE)), weights, strict=True):
+        mean, square = ((weight * part).sum(dim=(0, 2, 3)) / weight.sum() for part in (plane, plane.square()))
+        assert torch.allclose(mean, torch.zeros(4), atol=1e-3) and torch.allclose(square, torch.ones(4), atol=1e-2)
+
+
+def test_a_place_of_a_plane_is_heard_as_far_as_in_any_frame_row_or_column() -> None:
+    region = torch.zeros(1, 2, 1, 3, 4)
+    region[0, 1, 0, 2, 3], region[0, 0, 0, 0, 1] = 0.5, 1.0
+    planes = unpack(heard(region), 2, 3, 4)
+    assert planes.xy[0, 0].tolist() == [[0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0.5]]
+    assert planes.xt[0, 0].tolist() == [[0, 1, 0, 0], [0, 0, 0, 0.5]]
+    assert planes.yt[0, 0].tolist() == [[1, 0, 0], [0, 0, 0.5]]
 
 
 def test_every_sample_comes_once_a_round_in_an_order_of_its_own(arrays: Encoded) -> None:
