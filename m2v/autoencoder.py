@@ -139,7 +139,7 @@ class Autoencoder(nn.Module):
         )
         if self.config.has_shift:
             warped, still = shifted(warped, shift[:, :2]), shifted(still, shift[:, 2:])
-        frames = share * warped + (1 - share) * still + correction
+        frames = torch.lerp(still, warped, share.expand_as(still)) + correction
         return Blend(*(rearrange(part, "(b s) c h w -> b c s h w", b=n_clips) for part in (frames, share, shift)))
 
     def forward(self, clip: Tensor, conditions: Conditions, noise: Tensor, keep: Tensor) -> tuple[Tensor, TriPlane]:
@@ -155,6 +155,10 @@ class Autoencoder(nn.Module):
         seen = unpack_like(packed * keep[:, :1, None].to(packed.dtype), planes)
         skips = repeat(keep[:, 1], "b -> (b s) 1 1 1", s=n_frames).to(features[0].dtype)
         return self.decode(seen, conditions, [features[0] * skips, features[1]]), planes
+
+    def encoder_parts(self) -> list[nn.Module]:
+        """What planes follow from."""
+        return [self.look1, self.look2, self.see1, self.see2, self.join, self.pool]
 
     def decoder_parts(self) -> list[nn.Module]:
         """What only `decode` uses."""
@@ -173,8 +177,10 @@ class Autoencoder(nn.Module):
 def shifted(pictures: Tensor, shift: Tensor) -> Tensor:
     """Pictures [N, C, H, W] looked up `shift` [N, 2, h, w] pixels (x, y) beside each place; upsampled to their size."""
     height, width = pictures.shape[-2:]
-    fine = F.interpolate(shift, (height, width), mode="bilinear", align_corners=False).movedim(1, -1)
-    return warp.apply(pictures, warp.places(height, width, fine) + fine)
+    to_unit = shift.new_tensor([2 / (width - 1), 2 / (height - 1)])
+    fine = F.interpolate(shift * to_unit.view(2, 1, 1), (height, width), mode="bilinear", align_corners=False)
+    grid = fine.movedim(1, -1) + (warp.places(height, width, fine) * to_unit - 1)
+    return F.grid_sample(pictures, grid, mode="bilinear", padding_mode="border", align_corners=True)
 
 
 def unpack_like(packed: Tensor, planes: TriPlane) -> TriPlane:

@@ -1,14 +1,17 @@
 """The last part of stage two's training: mouths that look real with the planes that the denoiser samples.
 
-Sampled planes are not the clip's own, and a decoder that is asked for every pixel of the clip learns to ignore what
-they say: teeth, tongue and dark come out as the mean of the three. So here it decodes them too, between the lips it is
-asked for less of the very pixels, and a discriminator of patches (Isola et al. 2017), which sees two frames in a row,
-asks for mouths like real ones. Planes of zeros still decode to the best single guess. Only the decoder learns: planes
-stay what they are, and the denoiser fits.
+Until here the decoder has only seen the clips' own planes. Sampled ones show another mouth than the clip has at that
+moment, and a decoder that is asked for every pixel of the clip learns not to listen to them: teeth, tongue and dark
+come out as the mean of the three. So it now decodes sampled planes too; with these it is asked less for the clip's very
+pixels between the lips, and a discriminator of patches (Isola et al. 2017), which sees two frames in a row, asks for
+mouths like real ones. The mean of the planes
+(one step) and planes of zeros still decode to the best single guess. Only the decoder learns: what makes planes
+stays as it is, so the denoiser still fits.
 """
 
 from __future__ import annotations
 
+import hashlib
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -29,10 +32,10 @@ from m2v.denoiser import Denoiser, glance
 from m2v.losses import charbonnier, laplacian, mouth_weight, texture
 from m2v.planes import Encoded, cached, fingerprint
 
-CROP_PX, N_FRAMES = 112, 8  # of a sample, around the mouth
-TRUE, SAMPLED, ZERO = 0, 1, 2
-SHARES = (0.25, 0.5, 0.25)  # how often the decoder gets each kind of planes
-LENIENCE = 0.8  # of the weight between the lips that sampled planes are let off
+CROP_PX, N_FRAMES = 112, 8  # of a sample: a square around the mouth
+TRUE, SAMPLED, ZERO = 0, 1, 2  # kinds of planes: the clip's own, the denoiser's, none
+SHARES = (0.25, 0.5, 0.25)  # how often the decoder gets each of them
+LENIENCE = 0.8  # this part of a pixel's weight is waived between the lips where planes are sampled
 TEXTURE_WEIGHT, PERCEPTUAL_WEIGHT, ADVERSARIAL_WEIGHT, MATCHING_WEIGHT = 2.0, 0.1, 0.05, 0.2
 SIGNED = ("clip", "reference", "warped")  # in [-1, 1]; stored, like what is in 0..1, as bytes
 
@@ -41,13 +44,22 @@ SIGNED = ("clip", "reference", "warped")  # in [-1, 1]; stored, like what is in 
 
 
 def cut_mouths(denoiser: Denoiser, samples: ClipSamples, encoded: Encoded, folder: Path) -> Encoded:
-    """The mouths of clips 0..N-1, with their own planes (`planes.encode` made them) and sampled ones, cut alike."""
+    """The mouths of clips 0..N-1, with their own planes and sampled ones; mapped from `folder`.
+
+    encoded: what `planes.encode` made of the same samples.
+    """
     make = partial(cut_mouth, denoiser, samples, encoded)
-    return cached(make, len(encoded["planes"]), folder, fingerprint(denoiser, samples))
+    own = hashlib.sha256(encoded["planes"].tobytes()).hexdigest()[:16]
+    return cached(make, len(encoded["planes"]), folder, f"{fingerprint(denoiser, samples)} {own}")
 
 
 @torch.inference_mode()
 def cut_mouth(denoiser: Denoiser, samples: ClipSamples, encoded: Encoded, k: int) -> Encoded:
+    """A square of sample k around its mouth, all frames: the fields of Conditions and `clip` as bytes (`flow` float16),
+
+    `mouth` in pixels of the square, `true` and `sampled` planes float16 [C, L]. It starts on a multiple of 8 pixels, so
+    that planes and every field can be cut at the same place.
+    """
     sample = samples[k]
     conditions = conditions_of(sample)
     n_frames, _, height, width = conditions.warped.shape
@@ -55,14 +67,15 @@ def cut_mouth(denoiser: Denoiser, samples: ClipSamples, encoded: Encoded, k: int
     true = torch.from_numpy(np.array(encoded["planes"][k]))[None].float()
     noise = torch.randn(true.shape, generator=Generator().manual_seed(k))
     with torch.autocast("cpu", torch.bfloat16):
-        sampled = denoiser.sample(glance(conditions.batched()), noise)
+        seen = glance(conditions.batched())
+        sampled, mean = denoiser.sample(seen, noise), denoiser.sample(seen, noise, n_steps=1)
     middle = sample["mouth"][:, :2].mean(dim=0)
     left, top = (((middle - CROP_PX / 2) / FACTOR).round().long() * FACTOR).clamp(0, height - CROP_PX).tolist()
     cut = {name: crop(value, height, top, left) for name, value in sample.items() if name != "mouth"}
     stored = {name: as_bytes(value, name) for name, value in cut.items() if name != "flow"}
     stored["flow"] = cut["flow"].half().numpy()
     stored["mouth"] = (sample["mouth"] - torch.tensor([left, top, 0, 0])).numpy()
-    for name, planes in (("true", unpack(true, n_frames, h, w)), ("sampled", sampled)):
+    for name, planes in zip(PLANES, (unpack(true, n_frames, h, w), sampled, mean), strict=True):
         rows, columns = (slice(low // FACTOR, (low + CROP_PX) // FACTOR) for low in (top, left))
         part = TriPlane(planes.xy[..., rows, columns], planes.xt[..., columns], planes.yt[..., rows])
         stored[name] = part.pack()[0].half().numpy()
@@ -70,21 +83,22 @@ def cut_mouth(denoiser: Denoiser, samples: ClipSamples, encoded: Encoded, k: int
 
 
 def crop(value: Tensor, height: int, top: int, left: int) -> Tensor:
-    """The part of a field [..., h, w], of whatever fraction of the picture's size."""
+    """That square of a field [..., h, w], which may be smaller than the picture; top, left, height: of the picture."""
     zoom = height // value.shape[-2]
     rows, columns = (slice(low // zoom, (low + CROP_PX) // zoom) for low in (top, left))
     return value[..., rows, columns]
 
 
 def as_bytes(value: Tensor, name: str) -> np.ndarray:
+    """For storing; `MouthSamples` undoes it."""
     unit = (value + 1) / 2 if name in SIGNED else value
     return (unit * 255).round().clamp(0, 255).byte().numpy()
 
 
 class MouthSamples:
-    """Endless samples [..., 8 frames] of what `cut_mouths` made, in an order that the seed shuffles.
+    """Endless samples of what `cut_mouths` made, in an order that the seed shuffles anew each time round: 8 frames in a
 
-    The fields of Conditions, `clip`, `mouth` and packed planes [C, L]: `true` and `sampled`.
+    row, from a random one on. The fields of Conditions, `clip`, `mouth`, and packed planes [C, L]: `true`, `sampled`.
     """
 
     def __init__(self, arrays: Encoded, seed: int) -> None:
@@ -100,7 +114,7 @@ class MouthSamples:
         sample = {}
         for name, array in self.arrays.items():
             value = torch.from_numpy(np.array(array[k])).float()
-            if name in ("true", "sampled"):
+            if name in PLANES:
                 side = CROP_PX // FACTOR
                 planes = unpack(value[None], n_frames, side, side)
                 value = TriPlane(planes.xy, planes.xt[:, :, part], planes.yt[:, :, part]).pack()[0]
@@ -118,7 +132,10 @@ class MouthSamples:
 
 
 class PatchDiscriminator(nn.Module):
-    """Pairs of frames and their conditions [N, C, H, W] -> features, the last of them logits [N, 1, H/8, W/8]."""
+    """Of pairs of frames with their conditions [N, C, H, W] (see `shown`): features of three stages at a half, a
+
+    quarter and an eighth of the side, and logits [N, 1, H/8, W/8], above 0 for what looks real.
+    """
 
     def __init__(self, in_channels: int, width: int = 48) -> None:
         super().__init__()
@@ -135,7 +152,10 @@ class PatchDiscriminator(nn.Module):
 
 
 class Finishing(nn.Module):
-    """The decoder and its discriminator, trained together: `forward` gives the terms of both."""
+    """The decoder and its discriminator, trained in the same steps: no term gives both of them a gradient.
+
+    features: the perceptual loss, see `losses.perceptual`.
+    """
 
     def __init__(self, autoencoder: Autoencoder, features: nn.Module | None = None) -> None:
         super().__init__()
@@ -145,36 +165,49 @@ class Finishing(nn.Module):
         self.discriminator = PatchDiscriminator(2 * (3 + 1 + 3))
         self.features = features
 
+    def train(self, mode: bool = True) -> Finishing:
+        """The perceptual loss stays as it is: it has a batch norm (or dropout), which must not see that we train."""
+        super().train(mode)
+        if self.features is not None:
+            self.features.eval()
+        return self
+
     def forward(self, batch: Sample, generator: Generator) -> dict[str, Tensor]:
+        """The terms of the loss; the generator draws which planes each clip is decoded from."""
+        shares = batch["clip"].new_tensor(SHARES)
+        return self.terms(batch, torch.multinomial(shares, len(batch["clip"]), replacement=True, generator=generator))
+
+    def terms(self, batch: Sample, kind: Tensor) -> dict[str, Tensor]:
+        """kind: [B] int64, TRUE, SAMPLED or ZERO."""
         clip, conditions = batch["clip"], conditions_of(batch)
         n_clips, _, n_frames, height, width = clip.shape
-        kind = torch.multinomial(clip.new_tensor(SHARES), n_clips, replacement=True, generator=generator)
-        packed = torch.stack([batch["true"], batch["sampled"], torch.zeros_like(batch["true"])])
-        planes = unpack(packed[kind, torch.arange(n_clips)], n_frames, height // FACTOR, width // FACTOR)
-        pred = self.autoencoder.decode(planes, conditions)
-        is_sampled, is_seen = ((kind == SAMPLED).float(), (kind != ZERO).float())
-        inner = rearrange(conditions.inner, "b s c h w -> b c s h w")
+        packed = torch.stack([*(batch[name] for name in PLANES), torch.zeros_like(batch["true"])])  # by kind
+        packed = packed[kind, torch.arange(n_clips, device=kind.device)]
+        pred = self.autoencoder.decode(unpack(packed, n_frames, height // FACTOR, width // FACTOR), conditions)
+        is_sampled, is_seen = (kind == SAMPLED).float(), (kind != ZERO).float()
         weight = mouth_weight(batch["mouth"], height, width)
-        weight = weight * (1 - LENIENCE * inner * is_sampled.view(-1, 1, 1, 1, 1))
+        weight = weight * (1 - LENIENCE * like_clip(conditions.inner) * is_sampled.view(-1, 1, 1, 1, 1))
         error = pred - clip
         terms = {"charbonnier": charbonnier(error, weight), "laplacian": laplacian(error, weight)}
         terms["texture"] = TEXTURE_WEIGHT * (texture(pred, clip, weight) * is_seen).mean()
-        if self.features is not None:
+        if self.features is not None:  # every second frame
             some = (part[:, :, ::2] for part in (pred, clip, weight))
             terms["features"] = PERCEPTUAL_WEIGHT * self.features(*some)
         return terms | self.adversarial(pred, clip, conditions, is_seen)
 
     def adversarial(self, pred: Tensor, clip: Tensor, conditions: Conditions, is_seen: Tensor) -> dict[str, Tensor]:
-        """Hinge losses (Lim & Ye 2017) of patches around the mouth, and matching of the discriminator's features.
+        """Hinge losses (Lim & Ye 2017) of patches around the mouth; and the decoder is to give the discriminator the
 
-        is_seen: [B], 0 for clips that don't count.
+        features that the clip gives it (Wang et al. 2018, eq. 4, each stage by its own size). is_seen: [B], 0 for clips
+        that don't count: the best single guess isn't a real mouth.
         """
-        fixed = {name: value.detach() for name, value in self.discriminator.named_parameters()}
-        region = pairs(rearrange(conditions.region, "b s c h w -> b c s h w"))[:, :1]
+        region = pairs(like_clip(conditions.region))[:, :1]  # [B S/2, 1, H/8, W/8], as the logits
         weight = region * is_seen.repeat_interleave(len(region) // len(is_seen)).view(-1, 1, 1, 1)
         weight = weight / weight.mean().clamp(min=1e-3)
         real = self.discriminator(shown(clip, conditions))
         fake = self.discriminator(shown(pred.detach(), conditions))
+        # Once more for the decoder's sake: the gradient goes through the discriminator, not into its weights.
+        fixed = {name: value.detach() for name, value in self.discriminator.named_parameters()}
         judged = functional_call(self.discriminator, fixed, (shown(pred, conditions),))
         matching = [
             ((a.detach() - b).abs() * F.interpolate(weight, a.shape[-2:])).mean(dtype=torch.float32)
@@ -190,13 +223,20 @@ class Finishing(nn.Module):
 
 
 def shown(clip: Tensor, conditions: Conditions) -> Tensor:
-    """What the discriminator sees of a clip [B, 3, S, H, W]: two frames in a row, where their lips are, their warp."""
-    inner, warped = (rearrange(part, "b s c h w -> b c s h w") for part in (conditions.inner, conditions.warped))
-    return pairs(torch.cat([clip, inner, warped], dim=1))
+    """What the discriminator sees of a clip [B, 3, S, H, W]: two frames in a row, where their inner lips are, their
+
+    warp: [B S/2, 14, H, W].
+    """
+    return pairs(torch.cat([clip, like_clip(conditions.inner), like_clip(conditions.warped)], dim=1))
+
+
+def like_clip(field: Tensor) -> Tensor:
+    """A field of Conditions [B, S, C, h, w] with its axes in a clip's order, [B, C, S, h, w]."""
+    return rearrange(field, "b s c h w -> b c s h w")
 
 
 def pairs(clip: Tensor) -> Tensor:
-    """Clips [B, C, S, H, W], S even -> their frames two by two, [B S/2, 2 C, H, W]."""
+    """Clips [B, C, S, H, W], S even -> frames 2k and 2k + 1 together, [B S/2, 2 C, H, W]."""
     return rearrange(clip, "b c (s two) h w -> (b s) (two c) h w", two=2)
 
 

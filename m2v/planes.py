@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from common.errors import InputError
 from common.files import atomic_path
 from common.triplane import TriPlane, unpack
 from m2v.autoencoder import Autoencoder
@@ -37,15 +38,21 @@ NAMES = ("drawn", "warped", "reference")  # of a Glance, stored as bytes: 0..1, 
 
 def encode(autoencoder: Autoencoder, samples: ClipSamples, n_samples: int, folder: Path) -> Encoded:
     """Planes float16 [N, C, L] and what the denoiser is told, uint8, of samples 0..N-1; mapped from `folder`."""
-    return cached(partial(encoded, autoencoder, samples), n_samples, folder, fingerprint(autoencoder, samples))
+    made_of = fingerprint(nn.ModuleList(autoencoder.encoder_parts()), samples)
+    return cached(partial(encoded, autoencoder, samples), n_samples, folder, made_of)
 
 
 def cached(make: Callable[[int], Encoded], n_samples: int, folder: Path, made_of: str) -> Encoded:
-    """Arrays of samples 0..N-1, stacked and mapped from `folder`; made there, unless they were, of the same."""
+    """Arrays of samples 0..N-1, stacked and mapped from `folder`; made there, unless they were, of the same.
+
+    Raises InputError for a folder with other things in it: it is emptied first.
+    """
     made_from = {"n": n_samples, "of": made_of}
     stamp = folder / "made_from.json"
     if stamp.is_file() and json.loads(stamp.read_text()) == made_from:
         return {path.stem: np.load(path, mmap_mode="r") for path in folder.glob("*.npy")}
+    if others := [path.name for path in folder.glob("*") if path.suffix != ".npy" and "made_from" not in path.name]:
+        raise InputError(f"{folder} holds other things than planes ({others[0]}): name a folder of planes or a new one.")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     arrays: Encoded = {}

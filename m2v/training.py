@@ -120,10 +120,9 @@ def setup_diffusion(
     frozen = load_autoencoder(autoencoder).requires_grad_(False)
     encoded = encode(frozen, whole_clips(data_dir, data, seed), n_samples, run_dir / "planes")
     model = load_denoiser(DENOISER if init == "small" else init, config) if init else Denoiser(config)
-    if not init:
-        mean, std = statistics(encoded)
-        model.plane_mean.copy_(mean)
-        model.plane_std.copy_(std)
+    mean, std = statistics(encoded)
+    model.plane_mean.copy_(mean)
+    model.plane_std.copy_(std)
     held_out = validation_samples(read_clips(data_dir, "val", 16, cache_dir, ("talking",)))
 
     def validate(ema: nn.Module) -> dict[str, float]:
