@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # torch takes seconds to import: a wrong flag should not wait
     from common.face.framing import ReferencePicture
     from common.face.pose_video import PoseTrack
     from common.motion import Motion
+    from m2v.debug import Debug
     from m2v.dub import Dub, Footage
     from m2v.scene import Scene
 
@@ -272,7 +273,8 @@ def render(
 
     shown = framing(args, config)
     width, height = scene.size(shown, config.size)
-    frames = scene.frames(rendered(config, scene, device), shown, config.size)
+    watch = watcher(config, scene, args) if args.debug_dir else None
+    frames = scene.frames(rendered(config, scene, device, watch), shown, config.size)
     if shown == "full":
         cut = "" if (width, height) == scene.whole_size else ", a row or column less: H.264 has no odd sides"
         say(f"full picture: {width}x{height}{cut}")
@@ -301,20 +303,33 @@ def render(
         say(f"of {sum(scene.source.n_clips)} clips, the pictures, the first first, gave the face in: {each}")
 
 
-def rendered(config: GenerateConfig, scene: "Scene", device: "torch.device") -> "Iterator[torch.Tensor]":
+def watcher(config: GenerateConfig, scene: "Scene", args: argparse.Namespace) -> "Debug":
+    """Who draws how a frame is made."""
+    from m2v.debug import Debug
+
+    if config.debug_frame is not None and config.debug_frame >= scene.n_frames:
+        raise InputError(f"There is no frame {config.debug_frame}: debug_frame goes from 0 to {scene.n_frames - 1}")
+    watch = Debug(args.debug_dir, scene.begin, scene.landmarks, config.debug_frame, args.overwrite)
+    say(f"debug: {args.debug_dir / 'index.html'} will show how frame {watch.frame} is made")
+    return watch
+
+
+def rendered(
+    config: GenerateConfig, scene: "Scene", device: "torch.device", watch: "Debug | None" = None
+) -> "Iterator[torch.Tensor]":
     """The chosen renderer at work."""
     if config.m2v.name == "warp":
         from m2v.preview import WarpRenderer
 
         say("stage two: warp (the picture bent along the landmarks; only a mouth's inside is painted)")
-        return WarpRenderer(scene.source, device).render(scene.landmarks)
+        return WarpRenderer(scene.source, device).render(scene.landmarks, watch)
     from m2v.pipeline import MCVDM
 
     model = MCVDM.from_pretrained(config.m2v.autoencoder, config.m2v.denoiser, device)
     n_steps = config.m2v.steps if config.steps is None else config.steps
     n_steps = model.denoiser.config.n_steps if n_steps is None else n_steps
     say(f"stage two: {model.name} ({config.m2v.denoiser}), {n_steps} steps a clip")
-    return model.render(scene.source, scene.landmarks, config.seed, n_steps, config.m2v.guidance_scale)
+    return model.render(scene.source, scene.landmarks, config.seed, n_steps, config.m2v.guidance_scale, watch)
 
 
 # ---- what is said ---------------------------------------------------------------------------------------------------

@@ -70,6 +70,15 @@ def check_result(path: Path, suffixes: tuple[str, ...], inputs: Iterable[Path | 
     check_output(path, overwrite)
 
 
+def check_folder(path: Path, overwrite: bool = False) -> None:
+    """Raise InputError unless files can be written into a folder at `path`, an empty one but for `overwrite`."""
+    if is_file(path):
+        raise InputError(f"{path} is a file: give the name of a folder to write into.")
+    if path.is_dir() and any(path.iterdir()) and not overwrite:
+        raise InputError(f"{path} holds files already: choose another folder, or allow it with --overwrite.")
+    check_output(path / "index.html", overwrite)
+
+
 def is_file(path: Path) -> bool:
     try:
         return path.is_file()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from common import entry
 from common.errors import InputError
-from common.files import check_input, check_result, is_file
+from common.files import check_folder, check_input, check_result, is_file
 
 POSES = ("natural", "still")
 POSE_ENDS = ("loop", "hold")
@@ -56,6 +56,7 @@ class GenerateConfig:
     references: str = "nearest"  # of several pictures: the nearest for every clip, or the best for all of them
     detector: str = "builtin"  # of landmarks
     convention: str | None = None  # of --landmarks; None: as the file says, else ibug68
+    debug_frame: int | None = None  # which --debug-dir shows; None: that in which the mouth is open widest
     crf: int = 18  # quality of the H.264 stream, 0 (lossless) to 51
 
     @property
@@ -120,6 +121,7 @@ def parser(description: str | None) -> entry.Parser:
     add("--motion-only", type=Path, metavar="NPZ", help="stop after stage one and save the Motion")
     add("--motion", type=Path, metavar="NPZ", help="start at stage two with this Motion, of whomever")
     add("--renderer", choices=RENDERERS, help="stage two: mcvdm (diffusion) or warp (instant preview)")
+    add("--debug-dir", type=Path, metavar="DIR", help="pictures of how one frame was made, and a page that shows them")
     add("--detector", choices=DETECTORS, help="of landmarks (default builtin); the others need the extra `detectors`")
     where = whole.add_mutually_exclusive_group()
     where.add_argument("--face-index", type=int, metavar="N", help="which face, the largest is 0")
@@ -148,6 +150,7 @@ def _contradictions(args: argparse.Namespace) -> list[tuple[bool, str]]:
             "--motion starts at stage two and --motion-only stops before it: give one of them",
         ),
         (bool(args.out and args.motion_only), "--motion-only names its own output and makes no video: drop --out"),
+        (bool(args.debug_dir and args.motion_only), "--debug-dir shows stage two, which --motion-only leaves out"),
         (bool(args.motion and args.pose), "--motion brings its own head motion: leave --pose away"),
         (bool(args.video and args.pose), "--video keeps the head motion that it has: leave --pose away"),
         (
@@ -223,6 +226,8 @@ def _check(config: GenerateConfig) -> None:
         raise InputError(f"A seed is a whole number from 0 to {2**32 - 1}, not {config.seed}")
     if not 0 <= config.crf <= 51:
         raise InputError(f"crf goes from 0 (lossless) to 51, not {config.crf}")
+    if config.debug_frame is not None and config.debug_frame < 0:
+        raise InputError(f"debug_frame is a frame's number from 0 on, not {config.debug_frame}")
     steps = (("steps", config.steps, 1), ("a2m.steps", config.a2m.steps, 1), ("m2v.steps", config.m2v.steps, 0))
     for key, n, least in steps:
         if n is not None and not least <= n <= MOST_STEPS:
@@ -246,6 +251,8 @@ def result_path(args: argparse.Namespace, config: GenerateConfig) -> Path:
     followed = None if config.pose in POSES else Path(config.pose)
     inputs = [args.audio, args.motion, args.landmarks, args.video, followed, *args.image]
     check_result(path, (".npz",) if args.motion_only else VIDEO_SUFFIXES, inputs, args.overwrite)
+    if args.debug_dir:
+        check_folder(args.debug_dir, args.overwrite)
     return path
 
 

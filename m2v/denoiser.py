@@ -7,7 +7,7 @@ reference is a third condition; conditions are read by small networks of their o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -126,9 +126,17 @@ class Denoiser(nn.Module):
 
     @torch.no_grad()
     def sample(
-        self, glance: Glance, noise: Tensor, n_steps: int | None = None, guidance_scale: float = 1.0
+        self,
+        glance: Glance,
+        noise: Tensor,
+        n_steps: int | None = None,
+        guidance_scale: float = 1.0,
+        show: Callable[[TriPlane], None] | None = None,
     ) -> TriPlane:
-        """Planes for the decoder; noise: x_T, packed, standard normal. One step gives the conditional mean."""
+        """Planes for the decoder; noise: x_T, packed, standard normal. One step gives the conditional mean.
+
+        show: is given what every step takes the planes for (x_0).
+        """
         condition = self.condition(glance)
         hidden = condition.map(torch.zeros_like)
         denoiser = diffusion.guided(
@@ -138,9 +146,19 @@ class Denoiser(nn.Module):
         )
         settings = self.config.diffusion
         timesteps = diffusion.pvdm_timesteps(n_steps or self.config.n_steps, settings.n_timesteps)
-        x_0 = diffusion.ddim(denoiser, noise, timesteps, settings.alpha_bar(), settings.prediction)
-        planes = unpack(x_0, condition.n_frames, condition.height, condition.width)
-        return self.restored(planes)
+        alpha_bar = settings.alpha_bar()
+
+        def planes_of(x_0: Tensor) -> TriPlane:
+            return self.restored(unpack(x_0, condition.n_frames, condition.height, condition.width))
+
+        def shown(x_t: Tensor, timesteps: Tensor) -> Tensor:
+            pred = denoiser(x_t, timesteps)
+            if show is not None:
+                a = diffusion.expand(alpha_bar[timesteps.cpu()], x_t)
+                show(planes_of(diffusion.x_0_and_eps(pred, x_t, a, settings.prediction)[0]))
+            return pred
+
+        return planes_of(diffusion.ddim(shown, noise, timesteps, alpha_bar, settings.prediction))
 
     def standardised(self, planes: TriPlane) -> TriPlane:
         """Planes of about zero mean and unit variance over training clips, in float32."""

@@ -6,8 +6,9 @@ and joined by a short cross-fade in pixels. Memory does not grow with the length
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from m2v.autoencoder import Autoencoder, load_autoencoder
 from m2v.condition import FACTOR, Conditions
 from m2v.denoiser import Denoiser, clip_noise, glance, load_denoiser
 from m2v.source import Source
+from m2v.watch import Made, Watch
 
 AUTOENCODER, DENOISER = "small/m2v_autoencoder", "small/m2v_denoiser"
 N_FRAMES = 16  # of a clip
@@ -54,12 +56,18 @@ class MCVDM:
 
     @torch.inference_mode()
     def render(
-        self, source: Source, landmarks: Tensor, seed: int = 0, n_steps: int | None = None, guidance_scale: float = 1.0
+        self,
+        source: Source,
+        landmarks: Tensor,
+        seed: int = 0,
+        n_steps: int | None = None,
+        guidance_scale: float = 1.0,
+        watch: Watch | None = None,
     ) -> Iterator[Tensor]:
         """Target landmarks [T, 68, 2 or 3], pixels of the source -> T frames float32 [3, H, W], about 0..255.
 
         Four clips at a time are held. n_steps: of sampling, 0: planes of zeros (the regression); guidance_scale: 1
-        leaves guidance out.
+        leaves guidance out; watch: is shown the clips that it wants.
         """
         side = source.picture.shape[0] // FACTOR
         shared = torch.randn(self.denoiser.config.plane_channels, side, side, generator=_generator(seed, -1))
@@ -70,11 +78,16 @@ class MCVDM:
             told = [source.conditions(first, each) for (first, _), each in zip(some, targets, strict=True)]
             clips = [each.batched().to(self.device) for each in told]
             noise = torch.cat([self._noise(first, shared, seed) for first, _ in some]).to(self.device)
+            steps: list[TriPlane] = []
+            is_watched = watch is not None and any(watch.wants(*span) for span in some)
             with torch.autocast(self.device.type, torch.bfloat16):
-                planes = self.planes(clips, noise, n_steps, guidance_scale)
-            for (first, last), conditions, said in zip(some, clips, planes, strict=True):
+                planes = self.planes(clips, noise, n_steps, guidance_scale, steps.append if is_watched else None)
+            for k, ((first, last), conditions, said) in enumerate(zip(some, clips, planes, strict=True)):
                 with torch.autocast(self.device.type, torch.bfloat16):
                     clip = self.clip(conditions, said)
+                    if watch is not None and watch.wants(first, last):
+                        decode = partial(self.autoencoder.blend, conditions=conditions)
+                        watch.see(Made(first, conditions, clip, said, [part(step, k) for step in steps], decode))
                 frames = (rearrange(clip, "1 c s h w -> s c h w")[: last - first].float() + 1) * 127.5
                 if tail is not None:
                     weight = (torch.arange(1, N_FADE + 1, device=frames.device) / (N_FADE + 1)).view(-1, 1, 1, 1)
@@ -84,15 +97,20 @@ class MCVDM:
                 yield from frames[:n_done].cpu()
 
     def planes(
-        self, clips: list[Conditions], noise: Tensor, n_steps: int | None, guidance_scale: float
+        self,
+        clips: list[Conditions],
+        noise: Tensor,
+        n_steps: int | None,
+        guidance_scale: float,
+        show: Callable[[TriPlane], None] | None = None,
     ) -> list[TriPlane]:
         """Planes of several clips at once, which takes half the time of one by one; noise: [n, C, L]."""
         if n_steps == 0:
             return [self.autoencoder.zeros(conditions) for conditions in clips]
         drawn, warped, reference = zip(*(glance(conditions) for conditions in clips), strict=True)
         seen = torch.cat(drawn), torch.cat(warped), torch.cat(reference)
-        sampled = self.denoiser.sample(seen, noise, n_steps, guidance_scale)
-        return [sampled.map(lambda plane, k=k: plane[k : k + 1]) for k in range(len(clips))]  # type: ignore[misc]
+        sampled = self.denoiser.sample(seen, noise, n_steps, guidance_scale, show)
+        return [part(sampled, k) for k in range(len(clips))]
 
     def clip(self, conditions: Conditions, planes: TriPlane) -> Tensor:
         """One clip [1, 3, S, H, W] in about [-1, 1]."""
@@ -102,6 +120,11 @@ class MCVDM:
         """x_T [1, C, L] of the clip that begins with frame `first`."""
         generators = [_generator(seed, frame) for frame in range(first, first + N_FRAMES)]
         return clip_noise(N_FRAMES, shared.shape[-1], len(shared), shared, generators)
+
+
+def part(planes: TriPlane, k: int) -> TriPlane:
+    """Those of one clip of a batch."""
+    return planes.map(lambda plane: plane[k : k + 1])
 
 
 def _whole_clip(targets: Tensor) -> Tensor:

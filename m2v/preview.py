@@ -16,8 +16,10 @@ from torch import Tensor
 
 from common.face import warp
 from common.face.model import eye_distance, mouth_opening
+from m2v.condition import build
 from m2v.drive import Limits
 from m2v.source import Source
+from m2v.watch import Made, Watch
 
 BATCH = 16  # frames warped at once
 UPPER_INNER, LOWER_INNER = (60, 61, 62, 63, 64), (64, 65, 66, 67, 60)  # corner to corner
@@ -40,14 +42,16 @@ class WarpRenderer:
         self.colours = _mouth_colours(source.picture, points.numpy())
 
     @torch.inference_mode()
-    def render(self, landmarks: Tensor) -> Iterator[Tensor]:
-        """Target landmarks [T, 68, 2 or 3], pixels of the source (`m2v.drive`) → T frames float32 [3, H, W], 0..255."""
+    def render(self, landmarks: Tensor, watch: Watch | None = None) -> Iterator[Tensor]:
+        """Target landmarks [T, 68, 2 or 3], pixels of the source (`m2v.drive`) → T frames float32 [3, H, W], 0..255.
+
+        watch: is shown the batches that it wants.
+        """
         height, width = self.source.picture.shape[:2]
         first = 0
         for targets in landmarks[..., :2].to(self.device).split(BATCH):
             n = len(targets)
             pictures, points = (each.to(self.device) for each in self.source.begin(first, n))
-            first += n
             grid = warp.backward_grid(points.expand(n, -1, -1), targets, height, width)
             frames = (warp.apply(pictures, grid) + 1) * 127.5
             gap = warp.inner_mouth_mask(targets, height, width)  # [b, 1, H, W]
@@ -55,8 +59,13 @@ class WarpRenderer:
             openings = mouth_opening(targets).nan_to_num().tolist()
             shown = mouth_opening(points).nan_to_num().expand(n).tolist()
             masks, shapes = gap[:, 0].cpu().numpy(), targets.cpu().numpy()
-            for frame, mask, shape, *opening in zip(warped, masks, shapes, openings, shown, strict=True):
-                yield torch.from_numpy(self._with_mouth(frame, mask, shape, *opening)).movedim(-1, 0)
+            with_mouths = map(self._with_mouth, warped, masks, shapes, openings, shown)
+            made = [torch.from_numpy(frame).movedim(-1, 0) for frame in with_mouths]
+            if watch is not None and watch.wants(first, first + n):
+                conditions = build(pictures.expand(n, -1, -1, -1), points.expand(n, -1, -1), targets)
+                watch.see(Made(first, conditions.batched(), torch.stack(made, dim=1)[None] / 127.5 - 1))
+            yield from made
+            first += n
 
     def _with_mouth(
         self, frame: np.ndarray, mask: np.ndarray, points: np.ndarray, opening: float, shown: float

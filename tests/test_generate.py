@@ -186,6 +186,9 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
         ([*good, "--size", 512, "--framing", "full"], "--framing crop"),
         (["--audio", short, "--video", PORTRAIT, "--size", 512], "--framing crop"),
         ([*good, "--detector", "magic"], "magic"),
+        ([*good, "--debug-dir", text], "notes.wav"),
+        ([*good, "--debug-dir", tmp_path], "--overwrite"),
+        ([*good, "debug_frame=-1"], "debug_frame"),
     ]
     before = sorted(path.name for path in tmp_path.iterdir())
     for flags, word in cases:
@@ -197,6 +200,18 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
     assert existing.read_text() == "mine"
     left = sorted(path.name for path in tmp_path.iterdir() if path.name != "out")
     assert left == before and not list(tmp_path.glob("out/*"))
+
+
+@pytest.mark.parametrize("renderer", ["mcvdm", "warp"])
+def test_pictures_of_how_a_frame_was_made_lie_where_asked(short: Path, tmp_path: Path, renderer: str) -> None:
+    flags = ["--audio", short, "--image", PORTRAIT, "--renderer", renderer, "m2v.steps=2", "--out", tmp_path / "o.mp4"]
+    folder = tmp_path / "not" / "there"
+    assert run(*flags, "--debug-dir", folder, "debug_frame=9") == 0
+    assert "frame 9" in (folder / "index.html").read_text()
+    assert (folder / "step_2_frame.png").exists() == (renderer == "mcvdm")
+    assert read_picture(folder / "warped.png").shape == (256, 256, 3)
+    assert run(*flags, "--overwrite", "--debug-dir", folder, "debug_frame=5000") == 2
+    assert run(*flags, "--overwrite", "--debug-dir", folder) == 0
 
 
 def test_flags_win_over_overrides_and_say_so(capsys: pytest.CaptureFixture[str]) -> None:
