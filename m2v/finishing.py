@@ -4,9 +4,8 @@ Until here the decoder has only seen the clips' own planes. Sampled ones show an
 moment, and a decoder that is asked for every pixel of the clip learns not to listen to them: teeth, tongue and dark
 come out as the mean of the three. So it now decodes sampled planes too; with these it is asked less for the clip's very
 pixels between the lips, and a discriminator of patches (Isola et al. 2017), which sees two frames in a row, asks for
-mouths like real ones. The mean of the planes
-(one step) and planes of zeros still decode to the best single guess. Only the decoder learns: what makes planes
-stays as it is, so the denoiser still fits.
+mouths like real ones. One step of sampling and planes of zeros still decode to the best single guess. Only the decoder
+learns: what makes planes stays as it is, so the denoiser still fits.
 """
 
 from __future__ import annotations
@@ -33,8 +32,9 @@ from m2v.losses import charbonnier, laplacian, mouth_weight, texture
 from m2v.planes import Encoded, cached, fingerprint
 
 CROP_PX, N_FRAMES = 112, 8  # of a sample: a square around the mouth
-TRUE, SAMPLED, ZERO = 0, 1, 2  # kinds of planes: the clip's own, the denoiser's, none
-SHARES = (0.25, 0.5, 0.25)  # how often the decoder gets each of them
+TRUE, SAMPLED, MEAN, ZERO = range(4)  # kinds of planes: the clip's own, the denoiser's, its one step's, none
+PLANES = ("true", "sampled", "mean")
+SHARES = (0.2, 0.45, 0.2, 0.15)  # how often the decoder gets each of them
 LENIENCE = 0.8  # this part of a pixel's weight is waived between the lips where planes are sampled
 TEXTURE_WEIGHT, PERCEPTUAL_WEIGHT, ADVERSARIAL_WEIGHT, MATCHING_WEIGHT = 2.0, 0.1, 0.05, 0.2
 SIGNED = ("clip", "reference", "warped")  # in [-1, 1]; stored, like what is in 0..1, as bytes
@@ -178,13 +178,13 @@ class Finishing(nn.Module):
         return self.terms(batch, torch.multinomial(shares, len(batch["clip"]), replacement=True, generator=generator))
 
     def terms(self, batch: Sample, kind: Tensor) -> dict[str, Tensor]:
-        """kind: [B] int64, TRUE, SAMPLED or ZERO."""
+        """kind: [B] int64, TRUE, SAMPLED, MEAN or ZERO."""
         clip, conditions = batch["clip"], conditions_of(batch)
         n_clips, _, n_frames, height, width = clip.shape
         packed = torch.stack([*(batch[name] for name in PLANES), torch.zeros_like(batch["true"])])  # by kind
         packed = packed[kind, torch.arange(n_clips, device=kind.device)]
         pred = self.autoencoder.decode(unpack(packed, n_frames, height // FACTOR, width // FACTOR), conditions)
-        is_sampled, is_seen = (kind == SAMPLED).float(), (kind != ZERO).float()
+        is_sampled, is_seen = (kind == SAMPLED).float(), (kind <= SAMPLED).float()
         weight = mouth_weight(batch["mouth"], height, width)
         weight = weight * (1 - LENIENCE * like_clip(conditions.inner) * is_sampled.view(-1, 1, 1, 1, 1))
         error = pred - clip
