@@ -52,7 +52,7 @@ def cached(make: Callable[[int], Encoded], n_samples: int, folder: Path, made_of
     if stamp.is_file() and json.loads(stamp.read_text()) == made_from:
         return {path.stem: np.load(path, mmap_mode="r") for path in folder.glob("*.npy")}
     if others := [path.name for path in folder.glob("*") if path.suffix != ".npy" and "made_from" not in path.name]:
-        raise InputError(f"{folder} holds other things than planes ({others[0]}): name a folder of planes or a new one.")
+        raise InputError(f"{folder} holds other things than planes ({others[0]}): name one of planes, or a new one.")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     arrays: Encoded = {}
