@@ -314,7 +314,7 @@ def judge(
             seconds[name] += time.perf_counter() - started
             values[name].append(measure(scene, shown, every))
         values[REAL].append(detector_only(measure(scene, scene.frames, every)))
-        seen.append(replace(scene, frames=scene.frames[:0]))
+        seen.append(replace(scene, frames=scene.frames[:0].copy()))  # a view would keep all of them
     n_frames = sum(len(scene.landmarks) for scene in seen)
     return seen, values, {name: spent / max(n_frames, 1) for name, spent in seconds.items()}
 
