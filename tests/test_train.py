@@ -68,6 +68,8 @@ def test_paper_preset_has_the_published_sizes() -> None:
         (["stage=autoencoder", *NEEDED, "model.width=3"], "model.width"),
         (["stage=autoencoder", "data=nowhere"], "out"),
         (["stage=diffusion", *NEEDED, "+extra=1"], "extra"),
+        (["stage=finishing", *NEEDED, "model.widths=[8,16]"], "model"),
+        (["stage=finishing", *NEEDED, "features=vgg"], "vgg"),
         (["stage=diffusion", *NEEDED, "train"], "'train' is not an override"),
         (["stage=diffusion", *NEEDED, "train.seed=[1"], "'[1'"),
         (["stage=diffusion", *NEEDED, "model.diffusion.prediction"], "is not an override"),
@@ -150,7 +152,7 @@ def test_speech_to_motion_trains_goes_on_and_starts_from_weights(data_dir: Path,
     assert all(torch.equal(before[key], after[key]) for key in before if key.startswith("net."))
 
 
-def test_motion_to_video_trains_its_two_stages(data_dir: Path, tmp_path: Path) -> None:
+def test_motion_to_video_trains_in_three_runs(data_dir: Path, tmp_path: Path) -> None:
     cheap = ["train.validate_every=0", "train.sample_every=0", "train.precision=no"]
     common = [f"data={data_dir}", *TINY, *cheap, f"options.cache_dir={tmp_path / 'cache'}"]
     autoencoder = ["stage=autoencoder", *common, "options.crop_px=64", "options.n_frames=4", "model.widths=[8,16]"]
@@ -158,8 +160,22 @@ def test_motion_to_video_trains_its_two_stages(data_dir: Path, tmp_path: Path) -
     diffusion = ["stage=diffusion", *common, f"autoencoder={tmp_path / 'a' / 'weights'}", "n_samples=2"]
     sizes = ["model.model_channels=32", "model.channel_mult=[1]", "model.condition_width=8"]
     train_m2v.main([*diffusion, *sizes, "model.plane_attention_resolutions=[]", f"out={tmp_path / 'd'}"])
-    for name in ("a", "d"):
-        assert (tmp_path / name / "weights" / "model.safetensors").exists()
+    made = (tmp_path / "d" / "planes" / "planes.npy").stat().st_mtime_ns
+    finishing = ["stage=finishing", *diffusion[1:], f"denoiser={tmp_path / 'd' / 'weights'}", "features=none"]
+    train_m2v.main([*finishing, f"planes={tmp_path / 'd' / 'planes'}", f"out={tmp_path / 'f'}"])
+    assert (tmp_path / "d" / "planes" / "planes.npy").stat().st_mtime_ns == made
+    before, after = (load_file(tmp_path / name / "weights" / "model.safetensors") for name in ("a", "f"))
+    learnt = {key.split(".")[0] for key in before if not torch.equal(before[key], after[key])}
+    assert before.keys() == after.keys() and learnt == {
+        "spread",
+        "middle",
+        "wide",
+        "up",
+        "fuse",
+        "blocks",
+        "head",
+        "shift",
+    }
 
 
 TWO_PROCESSES = """
