@@ -33,7 +33,7 @@ from m2v.planes import Encoded, cached, fingerprint
 
 CROP_PX, N_FRAMES = 112, 8  # of a sample: a square around the mouth
 TRUE, SAMPLED, MEAN, ZERO = range(4)  # kinds of planes: the clip's own, the denoiser's, its one step's, none
-PLANES = ("true", "sampled", "mean")
+PLANES = ("true", "sampled", "mean")  # the first three, by name
 SHARES = (0.2, 0.45, 0.2, 0.15)  # how often the decoder gets each of them
 LENIENCE = 0.8  # this part of a pixel's weight is waived between the lips where planes are sampled
 TEXTURE_WEIGHT, PERCEPTUAL_WEIGHT, ADVERSARIAL_WEIGHT, MATCHING_WEIGHT = 2.0, 0.1, 0.05, 0.2
@@ -57,8 +57,8 @@ def cut_mouths(denoiser: Denoiser, samples: ClipSamples, encoded: Encoded, folde
 def cut_mouth(denoiser: Denoiser, samples: ClipSamples, encoded: Encoded, k: int) -> Encoded:
     """A square of sample k around its mouth, all frames: the fields of Conditions and `clip` as bytes (`flow` float16),
 
-    `mouth` in pixels of the square, `true` and `sampled` planes float16 [C, L]. It starts on a multiple of 8 pixels, so
-    that planes and every field can be cut at the same place.
+    `mouth` in pixels of the square, PLANES float16 [C, L]. It starts on a multiple of 8 pixels: planes and every field
+    can be cut there.
     """
     sample = samples[k]
     conditions = conditions_of(sample)
@@ -98,7 +98,7 @@ def as_bytes(value: Tensor, name: str) -> np.ndarray:
 class MouthSamples:
     """Endless samples of what `cut_mouths` made, in an order that the seed shuffles anew each time round: 8 frames in a
 
-    row, from a random one on. The fields of Conditions, `clip`, `mouth`, and packed planes [C, L]: `true`, `sampled`.
+    row, from a random one on. The fields of Conditions, `clip`, `mouth`, and, packed [C, L], all PLANES.
     """
 
     def __init__(self, arrays: Encoded, seed: int) -> None:
