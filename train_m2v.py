@@ -54,7 +54,7 @@ class TrainFinishingConfig:
     autoencoder: str = "small/m2v_autoencoder"  # whose decoder is finished: built-in name, folder, hub id
     denoiser: str = "small/m2v_denoiser"  # trained on its planes
     planes: str = ""  # folder that the denoiser's training left them in (same data, options, seed); "": made anew
-    n_samples: int = 2000  # clips
+    n_samples: int = 1000  # clips, at most as many as have planes
     features: str = "auto"
     options: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,14 +44,15 @@ def encode(autoencoder: Autoencoder, samples: ClipSamples, n_samples: int, folde
 
 
 def cached(make: Callable[[int], Encoded], n_samples: int, folder: Path, made_of: str) -> Encoded:
-    """Arrays of samples 0..N-1, stacked and mapped from `folder`; made there, unless they were, of the same.
+    """Arrays of samples 0..N-1, stacked and mapped from `folder`; made there, unless they, or more, were, of the same.
 
     Raises InputError for a folder with other things in it: it is emptied first.
     """
     made_from = {"n": n_samples, "of": made_of}
     stamp = folder / "made_from.json"
-    if stamp.is_file() and json.loads(stamp.read_text()) == made_from:
-        return {path.stem: np.load(path, mmap_mode="r") for path in folder.glob("*.npy")}
+    there: dict[str, Any] = json.loads(stamp.read_text()) if stamp.is_file() else {"n": 0, "of": ""}
+    if there["n"] >= n_samples and there["of"] == made_of:
+        return {path.stem: np.load(path, mmap_mode="r")[:n_samples] for path in folder.glob("*.npy")}
     if others := [path.name for path in folder.glob("*") if path.suffix != ".npy" and "made_from" not in path.name]:
         raise InputError(f"{folder} holds other things than planes ({others[0]}): name one of planes, or a new one.")
     shutil.rmtree(folder, ignore_errors=True)

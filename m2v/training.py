@@ -7,7 +7,6 @@ the warp, the planes of zeros (a regression) and the true planes (the ceiling of
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -178,7 +177,7 @@ def setup_finishing(
 
 def whole_clips(data_dir: Path, data: DataConfig, seed: int) -> ClipSamples:
     """Training clips of 16 whole frames."""
-    whole = replace(data, size_px=256, crop_px=256, n_frames=16)
+    whole = DataConfig(crop_px=256, n_frames=16, most_minutes=data.most_minutes, cache_dir=data.cache_dir)
     clips = read_clips(data_dir, "train", whole.n_frames, Path(data.cache_dir), ("talking", "silent"))
     return ClipSamples(clips, whole, seed)
 
