@@ -8,8 +8,8 @@ the picture has more of them:
 Moved by the flow that the frame shows: that of the landmarks where it looks like the warped picture, none where it
 looks like the picture as it stands (a background). Every place's detail comes from one place of the picture, so no fine
 line is double where the frame blends two. W is as in `m2v.paste`: nothing inside a mouth that moved, nothing where the
-frame has structure of its own. Seen at 256, the result is the frame; a picture that hardly has more than 256 pixels
-adds hardly anything, and one with fewer nothing.
+frame has structure of its own. A picture that hardly has more than 256 pixels adds hardly anything, one with fewer
+nothing.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ import csv
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,7 +94,8 @@ class Shot:
 class Shots:
     """Portraits to shots, with models loaded once."""
 
-    def __init__(self, renderer: str) -> None:
+    def __init__(self, renderer: str, shown: Sequence[int] = SHOWN) -> None:
+        self.shown = list(shown)
         self.model = FaceModel.builtin()
         self.speaker = AudioToMotion.from_pretrained()
         self.speech = torch.from_numpy(read_audio(SPEECH))[: N_FRAMES * 640]
@@ -116,8 +117,8 @@ class Shots:
             else renderer.render(Still(reference), targets)
         )
         assert reference.crop is not None
-        shown = [frame for k, frame in enumerate(frames) if k in SHOWN]
-        yield Shot(picture, reference.crop, reference.landmarks[:, :2], targets[list(SHOWN), :, :2], shown)
+        shown = [frame for k, frame in enumerate(frames) if k in self.shown]
+        yield Shot(picture, reference.crop, reference.landmarks[:, :2], targets[self.shown, :, :2], shown)
 
 
 def portraits(data_dir: Path, split: str) -> list[Path]:
