@@ -29,7 +29,7 @@ from m2v.watch import Made
 
 AMPLIFIED = 4  # times the correction is shown
 MOST_STEPS = 8  # that are drawn
-COLUMNS, SMALL_PX, QUALITY = 4, 192, 85  # of contact sheets
+COLUMNS, SMALL_PX, QUALITY = 5, 192, 85  # of contact sheets
 # Baker et al. 2011, "A database and evaluation methodology for optical flow": where on their wheel of 55 colours lie.
 WHEEL = (0, 15, 21, 25, 36, 49, 55)
 RED, GREEN, BLUE = (255, 255, 0, 0, 0, 255, 255), (0, 255, 255, 255, 0, 0, 0), (0, 0, 0, 255, 255, 255, 0)

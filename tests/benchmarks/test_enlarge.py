@@ -1,4 +1,4 @@
-"""The benchmark of enlarged frames finds the picture's sharpness where nothing changed, and less where it is scaled up."""
+"""The benchmark of enlarged frames: the picture's sharpness where nothing changed, less where it is just scaled up."""
 
 import numpy as np
 import pytest
