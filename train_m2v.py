@@ -56,6 +56,7 @@ class TrainFinishingConfig:
     planes: str = ""  # folder that the denoiser's training left them in (same data, options, seed); "": made anew
     n_samples: int = 1000  # clips, at most as many as have planes
     features: str = "auto"
+    has_discriminator: bool = True  # False: for comparison
     options: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
@@ -101,9 +102,17 @@ def train_finishing(c: TrainFinishingConfig) -> None:
     with first_process_first(c.train):
         open_run(run_dir, c, lasting=("autoencoder", "denoiser", "n_samples"))
         planes_dir = Path(c.planes) if c.planes else run_dir / "planes"
-        weights = (c.autoencoder, c.denoiser)
         task = setup_finishing(
-            data_dir, c.options, run_dir, planes_dir, *weights, c.n_samples, c.train.seed, c.features
+            data_dir,
+            c.options,
+            run_dir,
+            planes_dir,
+            c.autoencoder,
+            c.denoiser,
+            n_samples=c.n_samples,
+            seed=c.train.seed,
+            features=c.features,
+            has_discriminator=c.has_discriminator,
         )
     train(task, run_dir, c.train)
 

@@ -200,7 +200,12 @@ class Told(MCVDM):
     real: Iterator[Tensor] = field(default_factory=lambda: iter(()))
 
     def planes(
-        self, clips: list[Conditions], noise: Tensor, n_steps: int | None, guidance_scale: float
+        self,
+        clips: list[Conditions],
+        noise: Tensor,
+        n_steps: int | None,
+        guidance_scale: float,
+        show: Callable[[TriPlane], None] | None = None,
     ) -> list[TriPlane]:
         return [self.autoencoder.encode(next(self.real).to(self.device), conditions) for conditions in clips]
 

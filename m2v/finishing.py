@@ -157,12 +157,14 @@ class Finishing(nn.Module):
     features: the perceptual loss, see `losses.perceptual`.
     """
 
-    def __init__(self, autoencoder: Autoencoder, features: nn.Module | None = None) -> None:
+    def __init__(
+        self, autoencoder: Autoencoder, features: nn.Module | None = None, has_discriminator: bool = True
+    ) -> None:
         super().__init__()
         self.autoencoder = autoencoder.requires_grad_(False)
         for part in autoencoder.decoder_parts():
             part.requires_grad_(True)
-        self.discriminator = PatchDiscriminator(2 * (3 + 1 + 3))
+        self.discriminator = PatchDiscriminator(2 * (3 + 1 + 3)) if has_discriminator else None
         self.features = features
 
     def train(self, mode: bool = True) -> Finishing:
@@ -193,33 +195,38 @@ class Finishing(nn.Module):
         if self.features is not None:  # every second frame
             some = (part[:, :, ::2] for part in (pred, clip, weight))
             terms["features"] = PERCEPTUAL_WEIGHT * self.features(*some)
-        return terms | self.adversarial(pred, clip, conditions, is_seen)
+        if self.discriminator is None:
+            return terms
+        return terms | adversarial(self.discriminator, pred, clip, conditions, is_seen)
 
-    def adversarial(self, pred: Tensor, clip: Tensor, conditions: Conditions, is_seen: Tensor) -> dict[str, Tensor]:
-        """Hinge losses (Lim & Ye 2017) of patches around the mouth; and the decoder is to give the discriminator the
 
-        features that the clip gives it (Wang et al. 2018, eq. 4, each stage by its own size). is_seen: [B], 0 for clips
-        that don't count: the best single guess isn't a real mouth.
-        """
-        region = pairs(like_clip(conditions.region))[:, :1]  # [B S/2, 1, H/8, W/8], as the logits
-        weight = region * is_seen.repeat_interleave(len(region) // len(is_seen)).view(-1, 1, 1, 1)
-        weight = weight / weight.mean().clamp(min=1e-3)
-        real = self.discriminator(shown(clip, conditions))
-        fake = self.discriminator(shown(pred.detach(), conditions))
-        # Once more for the decoder's sake: the gradient goes through the discriminator, not into its weights.
-        fixed = {name: value.detach() for name, value in self.discriminator.named_parameters()}
-        judged = functional_call(self.discriminator, fixed, (shown(pred, conditions),))
-        matching = [
-            ((a.detach() - b).abs() * F.interpolate(weight, a.shape[-2:])).mean(dtype=torch.float32)
-            / a.detach().abs().mean(dtype=torch.float32).clamp(min=1e-3)
-            for a, b in zip(real[:-1], judged[:-1], strict=True)
-        ]
-        hinge = F.relu(1 - real[-1].float()) + F.relu(1 + fake[-1].float())
-        return {
-            "discriminator": (weight * hinge).mean(),
-            "adversarial": -ADVERSARIAL_WEIGHT * (weight * judged[-1].float()).mean(),
-            "matching": MATCHING_WEIGHT * torch.stack(matching).mean(),
-        }
+def adversarial(
+    discriminator: nn.Module, pred: Tensor, clip: Tensor, conditions: Conditions, is_seen: Tensor
+) -> dict[str, Tensor]:
+    """Hinge losses (Lim & Ye 2017) of patches around the mouth; and the decoder is to give the discriminator the
+
+    features that the clip gives it (Wang et al. 2018, eq. 4, each stage by its own size). is_seen: [B], 0 for clips
+    that don't count: the best single guess isn't a real mouth.
+    """
+    region = pairs(like_clip(conditions.region))[:, :1]  # [B S/2, 1, H/8, W/8], as the logits
+    weight = region * is_seen.repeat_interleave(len(region) // len(is_seen)).view(-1, 1, 1, 1)
+    weight = weight / weight.mean().clamp(min=1e-3)
+    real = discriminator(shown(clip, conditions))
+    fake = discriminator(shown(pred.detach(), conditions))
+    # Once more for the decoder's sake: the gradient goes through the discriminator, not into its weights.
+    fixed = {name: value.detach() for name, value in discriminator.named_parameters()}
+    judged = functional_call(discriminator, fixed, (shown(pred, conditions),))
+    matching = [
+        ((a.detach() - b).abs() * F.interpolate(weight, a.shape[-2:])).mean(dtype=torch.float32)
+        / a.detach().abs().mean(dtype=torch.float32).clamp(min=1e-3)
+        for a, b in zip(real[:-1], judged[:-1], strict=True)
+    ]
+    hinge = F.relu(1 - real[-1].float()) + F.relu(1 + fake[-1].float())
+    return {
+        "discriminator": (weight * hinge).mean(),
+        "adversarial": -ADVERSARIAL_WEIGHT * (weight * judged[-1].float()).mean(),
+        "matching": MATCHING_WEIGHT * torch.stack(matching).mean(),
+    }
 
 
 def shown(clip: Tensor, conditions: Conditions) -> Tensor:

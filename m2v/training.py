@@ -143,9 +143,10 @@ def setup_finishing(
     planes_dir: Path,
     autoencoder: str = AUTOENCODER,
     denoiser: str = DENOISER,
-    n_samples: int = 2000,
+    n_samples: int = 1000,
     seed: int = 0,
     features: str = "auto",
+    has_discriminator: bool = True,
 ) -> Task:
     """The decoder's last training, see `m2v.finishing`; what is saved is the autoencoder.
 
@@ -171,7 +172,7 @@ def setup_finishing(
         assert isinstance(ema, Finishing)
         save_autoencoder(ema.autoencoder, folder)
 
-    task_model = Finishing(model, perceptual(features))
+    task_model = Finishing(model, perceptual(features), has_discriminator)
     return Task(task_model, finishing_loss, MouthSamples(mouths, seed), save, validate, sample)
 
 

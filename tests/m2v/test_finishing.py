@@ -29,6 +29,8 @@ from m2v.finishing import (
     ZERO,
     Finishing,
     MouthSamples,
+    PatchDiscriminator,
+    adversarial,
     crop,
     cut_mouths,
     finishing_loss,
@@ -239,9 +241,11 @@ def test_arrays_are_made_once_and_anew_when_made_of_something_else(tmp_path: Pat
     arrays(3, "x")
     assert sorted(made) == [0, 1, 2]
     assert arrays(3, "x")["picture"].dtype == np.uint8 and made == []
-    for n, made_of in ((2, "x"), (2, "y")):
-        arrays(n, made_of)
-        assert sorted(made) == [0, 1]
+    assert len(arrays(2, "x")["picture"]) == 2 and made == []  # fewer of them are there as well
+    arrays(4, "x")
+    assert sorted(made) == [0, 1, 2, 3]
+    arrays(2, "y")
+    assert sorted(made) == [0, 1]
     (tmp_path / "a" / "b" / "made_from.json").unlink()  # killed before the end
     (tmp_path / "a" / "b" / "left.npy").write_bytes(b"half of it")
     arrays(2, "y")
@@ -283,6 +287,11 @@ def test_pairs_are_frames_2k_and_2k_plus_1_of_a_clip(n_clips: int, n_pairs: int,
             assert torch.equal(two[b * n_pairs + k], torch.cat([clip[b, :, 2 * k], clip[b, :, 2 * k + 1]]))
 
 
+def judge(model: Finishing) -> PatchDiscriminator:
+    assert model.discriminator is not None
+    return model.discriminator
+
+
 def test_the_discriminator_sees_frames_inner_lips_and_warp(batch: Sample) -> None:
     given = conditions_of(batch)
     seen = shown(batch["clip"], given)
@@ -291,7 +300,7 @@ def test_the_discriminator_sees_frames_inner_lips_and_warp(batch: Sample) -> Non
     for half, frame in ((seen[b * 4 + k, :7], 2 * k), (seen[b * 4 + k, 7:], 2 * k + 1)):
         assert torch.equal(half[:3], batch["clip"][b, :, frame])
         assert torch.equal(half[3:4], given.inner[b, frame]) and torch.equal(half[4:], given.warped[b, frame])
-    *features, logits = finishing().discriminator(seen)
+    *features, logits = judge(finishing())(seen)
     assert [f.shape[-1] for f in features] == [CROP_PX // 2, CROP_PX // 4, CROP_PX // 8]
     assert logits.shape[1:] == given.region.shape[2:]  # one beside the other
 
@@ -307,7 +316,7 @@ def test_each_term_trains_the_decoder_or_the_discriminator_never_both(batch: Sam
     terms = model.terms(batch, torch.tensor([TRUE, SAMPLED]))
     assert set(terms) == {*TERMS_OF_PIXELS, "features", "discriminator", "adversarial", "matching"}
     learns = {name for part in model.autoencoder.decoder_parts() for name in names_of(part, model)}
-    judges = set(names_of(model.discriminator, model))
+    judges = set(names_of(judge(model), model))
     for name, term in terms.items():
         assert term.ndim == 0 and term.isfinite()
         found = {key for key, size in gradients(term, model).items() if size > 0}
@@ -328,7 +337,7 @@ def test_best_guesses_are_not_judged(batch: Sample) -> None:
     assert terms["charbonnier"] > 0
     given, clip = conditions_of(batch), batch["clip"]
     pred = torch.zeros_like(clip).requires_grad_()
-    judged = model.adversarial(pred, clip, given, torch.tensor([0.0, 1.0]))
+    judged = adversarial(judge(model), pred, clip, given, torch.tensor([0.0, 1.0]))
     torch.stack([*judged.values()]).sum().backward()
     assert pred.grad is not None and not pred.grad[0].any() and pred.grad[1].any()
 
@@ -357,14 +366,14 @@ def test_the_discriminator_learns_to_tell_grey_from_a_clip() -> None:
     given = Conditions(**{**vars(given), "region": torch.ones_like(given.region)})
     clip = torch.stack([picture(seed=k) for k in (7, 8)])[:, :, None].expand(-1, -1, 2, -1, -1)
     grey = torch.zeros_like(clip)
-    optimizer = torch.optim.Adam(model.discriminator.parameters(), lr=2e-3, betas=(0.5, 0.99))
+    optimizer = torch.optim.Adam(judge(model).parameters(), lr=2e-3, betas=(0.5, 0.99))
     for _ in range(20):
-        loss = model.adversarial(grey, clip, given, torch.ones(2))["discriminator"]
+        loss = adversarial(judge(model), grey, clip, given, torch.ones(2))["discriminator"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     with torch.no_grad():
-        real, fake = (model.discriminator(shown(each, given))[-1] for each in (clip, grey))
+        real, fake = (judge(model)(shown(each, given))[-1] for each in (clip, grey))
     assert loss < 1 and real.mean() > 0.3 and fake.mean() < -0.3
 
 
@@ -372,12 +381,10 @@ def test_the_adversarial_term_falls_where_the_discriminator_sees_a_clip() -> Non
     """Its gradient points the decoder to what the discriminator takes for real."""
     model, given = finishing().eval(), conditions(1, 2)
     pred = torch.zeros(1, 3, 2, 64, 64, requires_grad=True)
-    model.adversarial(pred, pred.detach() + 0.1, given, torch.ones(1))["adversarial"].backward()
+    adversarial(judge(model), pred, pred.detach() + 0.1, given, torch.ones(1))["adversarial"].backward()
     assert pred.grad is not None
     region = F.interpolate(pairs(given.region.transpose(1, 2))[:, :1], (8, 8))
-    before, after = (
-        (model.discriminator(shown(each, given))[-1] * region).mean() for each in (pred, pred - 1e3 * pred.grad)
-    )
+    before, after = ((judge(model)(shown(each, given))[-1] * region).mean() for each in (pred, pred - 1e3 * pred.grad))
     assert after > before
 
 
@@ -402,3 +409,10 @@ def test_steps_change_the_decoder_and_nothing_else(mouths: Encoded, tmp_path: Pa
 def save_finished(model: nn.Module, folder: Path) -> None:
     assert isinstance(model, Finishing)
     save_autoencoder(model.autoencoder, folder)
+
+
+def test_without_a_discriminator_only_the_other_terms_are_left(batch: Sample) -> None:
+    alone, both = (Finishing(autoencoder(by=0.05), has_discriminator=has) for has in (False, True))
+    kind = torch.full((len(batch["clip"]),), SAMPLED)
+    assert set(alone.terms(batch, kind)) == {*TERMS_OF_PIXELS}
+    assert all(torch.equal(value, both.terms(batch, kind)[name]) for name, value in alone.terms(batch, kind).items())
