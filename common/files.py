@@ -70,13 +70,19 @@ def check_result(path: Path, suffixes: tuple[str, ...], inputs: Iterable[Path | 
     check_output(path, overwrite)
 
 
-def check_folder(path: Path, overwrite: bool = False) -> None:
-    """Raise InputError unless files can be written into a folder at `path`, an empty one but for `overwrite`."""
+def check_folder(path: Path, inputs: Iterable[Path | None], overwrite: bool = False) -> None:
+    """Raise InputError unless files can be written into a folder at `path`, which is made; with anything in it only
+
+    for `overwrite`, and never with an input in it.
+    """
     if is_file(path):
         raise InputError(f"{path} is a file: give the name of a folder to write into.")
-    if path.is_dir() and any(path.iterdir()) and not overwrite:
+    check_output(path / "index.html", overwrite=True)
+    if any(path.iterdir()) and not overwrite:
         raise InputError(f"{path} holds files already: choose another folder, or allow it with --overwrite.")
-    check_output(path / "index.html", overwrite)
+    for given in inputs:
+        if given is not None and is_file(given) and given.parent.samefile(path):
+            raise InputError(f"{path} holds {given.name}, an input of this run: choose another folder.")
 
 
 def is_file(path: Path) -> bool:

@@ -175,6 +175,10 @@ def _contradictions_of(args: argparse.Namespace, config: GenerateConfig) -> list
             config.size is not None and framing(args, config) == "full",
             "--size is of the crop, the whole picture keeps its own: add --framing crop, or leave --size away",
         ),
+        (
+            config.debug_frame is not None and not args.debug_dir,
+            "debug_frame says which frame --debug-dir shows: give both",
+        ),
         (bool(config.convention and not args.landmarks), "--convention says what --landmarks are: give both"),
     ]
 
@@ -252,7 +256,7 @@ def result_path(args: argparse.Namespace, config: GenerateConfig) -> Path:
     inputs = [args.audio, args.motion, args.landmarks, args.video, followed, *args.image]
     check_result(path, (".npz",) if args.motion_only else VIDEO_SUFFIXES, inputs, args.overwrite)
     if args.debug_dir:
-        check_folder(args.debug_dir, args.overwrite)
+        check_folder(args.debug_dir, inputs, args.overwrite)
     return path
 
 

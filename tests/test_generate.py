@@ -189,6 +189,8 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
         ([*good, "--debug-dir", text], "notes.wav"),
         ([*good, "--debug-dir", tmp_path], "--overwrite"),
         ([*good, "debug_frame=-1"], "debug_frame"),
+        ([*good, "debug_frame=1"], "--debug-dir"),
+        ([*good, "--debug-dir", tmp_path / ("long" * 100)], "can't be written"),
     ]
     before = sorted(path.name for path in tmp_path.iterdir())
     for flags, word in cases:
@@ -460,6 +462,11 @@ def test_an_input_is_never_overwritten(
     recording.write_bytes(made.read_bytes())
     assert run("--audio", recording, "--image", PORTRAIT, "--out", recording, "--overwrite") == 2
     assert "input" in capsys.readouterr().err and recording.read_bytes() == made.read_bytes()
+    picture = tmp_path / "reference.png"
+    picture.write_bytes(PORTRAIT.read_bytes())
+    folder = ["--debug-dir", tmp_path, "--overwrite"]
+    assert run("--audio", short, "--image", picture, "--out", tmp_path / "o.mp4", *folder) == 2
+    assert "input" in capsys.readouterr().err and picture.read_bytes() == PORTRAIT.read_bytes()
 
 
 def test_an_existing_result_is_one_plain_sentence(short: Path, made: Path, capsys: pytest.CaptureFixture[str]) -> None:
