@@ -172,9 +172,10 @@ def min_snr_weight(a: Tensor, gamma: float, prediction: str) -> Tensor:
 
 
 def weighted_mse(pred: Tensor, expected: Tensor, weight: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-    """Mean squared error in float32, over the elements where mask (0 to 1, broadcast against pred) is 1, or weighted by it.
+    """Mean squared error in float32, over all elements or, weighted by it, over those where mask is above 0.
 
-    pred, expected: [B, ...]; weight: [B], one factor per sample. Returns a scalar, 0 for an empty mask.
+    pred, expected: [B, ...]; weight: [B], one factor per sample; mask: 0 or more, broadcast against pred. Returns a
+    scalar, 0 for an empty mask.
     """
     error = (pred.float() - expected.float()) ** 2
     if weight is not None:

@@ -29,7 +29,7 @@ from m2v.validation import reconstructions, strip, validation_figures, validatio
 KEEP_PLANES, KEEP_SKIPS = 0.6, 0.9  # how often each reaches the decoder in training
 PERCEPTUAL_WEIGHT = 0.1
 TEXTURE_WEIGHT = 2.0
-UNHEARD_WEIGHT = 0.05  # of a place of the planes that is far from the mouth, beside 1 at the mouth
+UNHEARD_WEIGHT = 0.05  # of every place of the planes, beside how far it is heard (1 at the mouth, 0 far from it)
 PLANE_PENALTY = 0.004  # on their mean square: what needn't be said isn't
 AUTOENCODER, DENOISER = "small/m2v_autoencoder", "small/m2v_denoiser"
 
