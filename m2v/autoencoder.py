@@ -125,19 +125,15 @@ class Autoencoder(nn.Module):
         said = self.spread(planes)  # [B, S, C, h, w]
         silent = self.spread(self.zeros(conditions))
         said = silent + c.region.to(said.dtype) * (said - silent)
-        x = coarse + rearrange(said, "b s c h w -> (b s) c h w")
-        x = _last(x)
+        x = _last(coarse + _flat(said))
         x = self.middle(self.wide(x) if self.config.has_shift else x)
         x = self.blocks(self.fuse(torch.cat([self.up(x), fine], dim=1)))
         correction, logit = F.pixel_shuffle(self.head(x), PATCH).float().split([3, 1], dim=1)  # [B S, ., H, W]
         share = torch.sigmoid(logit + 2)
         warped, still = _flat(c.warped).float(), still_frames(c.reference.float(), len(x) // n_clips)
-        shift = (
-            SHIFT_UNIT_PX * self.shift(x).float()
-            if self.config.has_shift
-            else warped.new_zeros(len(x), 4, *x.shape[-2:])
-        )
+        shift = warped.new_zeros(len(x), 4, *x.shape[-2:])
         if self.config.has_shift:
+            shift = SHIFT_UNIT_PX * self.shift(x).float()
             warped, still = shifted(warped, shift[:, :2]), shifted(still, shift[:, 2:])
         frames = torch.lerp(still, warped, share.expand_as(still)) + correction
         return Blend(*(rearrange(part, "(b s) c h w -> b c s h w", b=n_clips) for part in (frames, share, shift)))
@@ -152,7 +148,8 @@ class Autoencoder(nn.Module):
         planes = self.encode(clip, conditions, features)
         n_frames = clip.shape[2]
         packed = planes.pack() + self.config.plane_noise * noise.to(planes.xy.dtype)
-        seen = unpack_like(packed * keep[:, :1, None].to(packed.dtype), planes)
+        kept = packed * keep[:, :1, None].to(packed.dtype)
+        seen = unpack(kept, planes.n_frames, planes.height, planes.width)
         skips = repeat(keep[:, 1], "b -> (b s) 1 1 1", s=n_frames).to(features[0].dtype)
         return self.decode(seen, conditions, [features[0] * skips, features[1]]), planes
 
@@ -181,11 +178,6 @@ def shifted(pictures: Tensor, shift: Tensor) -> Tensor:
     fine = F.interpolate(shift * to_unit.view(2, 1, 1), (height, width), mode="bilinear", align_corners=False)
     grid = fine.movedim(1, -1) + (warp.places(height, width, fine) * to_unit - 1)
     return F.grid_sample(pictures, grid, mode="bilinear", padding_mode="border", align_corners=True)
-
-
-def unpack_like(packed: Tensor, planes: TriPlane) -> TriPlane:
-    """`common.triplane.unpack` to the sizes of other planes."""
-    return unpack(packed, planes.n_frames, planes.height, planes.width)
 
 
 def still_frames(reference: Tensor, n_frames: int) -> Tensor:

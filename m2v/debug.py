@@ -213,9 +213,7 @@ class PlaneColours:
 
     def __init__(self, planes: TriPlane) -> None:
         said = planes.pack()[0].float().cpu()  # [C, L]
-        directions, _, _ = torch.linalg.svd(
-            said, full_matrices=False
-        )  # about zero, not about the mean: grey is nothing
+        directions, _, _ = torch.linalg.svd(said, full_matrices=False)  # about zero: grey is nothing
         self.directions = F.pad(directions[:, :3], (0, max(0, 3 - directions.shape[1])))
         strength = (self.directions.mT @ said).abs()
         self.most = strength.quantile(0.98).clamp(min=1e-6)
