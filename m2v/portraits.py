@@ -79,10 +79,10 @@ class Portrait:
 
 def training_samples(data_dir: Path, config: DataConfig, seed: int) -> Dataset[Sample]:
     """What the autoencoder is trained on: clips of the train split, talking and silent, and its portraits."""
-    clips = read_clips(data_dir, "train", config.n_frames, Path(config.cache_dir), ("talking", "silent"))
-    of_clips = ClipSamples(clips, config, seed)
     if not 0 <= config.portraits < 1:
         raise InputError(f"options.portraits={config.portraits} is no share: give 0 (none) or more, below 1.")
+    clips = read_clips(data_dir, "train", config.n_frames, Path(config.cache_dir), ("talking", "silent"))
+    of_clips = ClipSamples(clips, config, seed)
     portraits = read_portraits(data_dir, "train", config.size_px) if config.portraits else []
     return MixedSamples(of_clips, PortraitSamples(portraits, clips, config, seed)) if portraits else of_clips
 
