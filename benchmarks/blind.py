@@ -164,6 +164,8 @@ def make(
         raise InputError(f"{folder} exists already: choose another folder, so that no answers are lost.")
     check_output(folder)
     scenes = short(everybody)
+    if not scenes:
+        raise InputError(f"No clip has {LEAST_FRAMES} frames in a row that can be judged: choose other data.")
     dealt = deal([scene.is_word for scene in scenes], list(rivals), n_pairs, seed)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
         unfinished = Path(temporary, "pairs")

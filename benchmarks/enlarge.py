@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 from benchmarks.geometry.paste import Shot, Shots, portraits
 from benchmarks.report import markdown, run_main
+from common.errors import InputError
 from common.face import warp
 from m2v.enlarge import Enlarger, scaled
 from m2v.masks import face_mask, head_mask
@@ -56,6 +57,8 @@ def main() -> None:
             break
         if min(Image.open(path).size) >= SIZE:
             figures += [measure(shot) for shot in shots(path) if shot.crop.side >= SIZE]
+    if not figures:
+        raise InputError(f"{args.data} has no portrait of {SIZE} pixels in its split '{args.split}': choose another.")
     print(table(figures))
     ms = [each.ms for each in figures]
     print(f"\n{np.median(ms):.0f} ms a frame, {args.threads} threads, load of the machine {os.getloadavg()[0]:.1f}.")

@@ -168,5 +168,5 @@ def leak(scenes: Iterator[Scene], model: MCVDM, n_frames: int, every: int) -> st
             values = {name: [each[name] for _, each in part] for name in part[0][1]}
             which = f"Pictures turned by {'more than' if is_turned else 'at most'} {MOST_TURN_DEG:.0f}° from the camera"
             parts.append(f"{which}: {count(persons)}\n\n{table(COLUMNS, values, [(OURS, WARP)], persons)}")
-    head = f"Openings of the mouth by their range in the clip; in every {every}. of {n_frames} frames"
+    head = f"Openings of the mouth by their range in the clip; in one of {every} of {n_frames} frames"
     return "\n\n".join([head, *parts])

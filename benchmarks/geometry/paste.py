@@ -37,6 +37,7 @@ from benchmarks.report import markdown
 from common.face import detect, warp
 from common.face.framing import Crop, ReferencePicture
 from common.face.model import FaceModel
+from common.files import check_input
 from common.media import VideoWriter, read_audio, read_picture
 from m2v.drive import drive
 from m2v.masks import face_mask
@@ -122,6 +123,7 @@ class Shots:
 
 
 def portraits(data_dir: Path, split: str) -> list[Path]:
+    check_input(data_dir / "portraits.csv", "list of portraits")
     with (data_dir / "portraits.csv").open(newline="") as file:
         names = [row["name"] for row in csv.DictReader(file) if row["split"] == split]
     return [data_dir / "portraits" / f"{name}.jpg" for name in names]
