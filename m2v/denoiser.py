@@ -44,7 +44,7 @@ class DenoiserConfig:
     num_head_channels: int = 32
     dropout: float = 0.05
     condition_dropout: float = 0.1  # how often training hides all conditions: what guidance needs
-    n_steps: int = 8  # of sampling, unless told otherwise
+    n_steps: int = 4  # of sampling, unless told otherwise
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
 
     def __post_init__(self) -> None:
