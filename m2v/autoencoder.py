@@ -88,7 +88,7 @@ class Autoencoder(nn.Module):
         self.up, self.fuse, self.blocks = Up(w2, w1), nn.Conv2d(2 * w1, w1, 1), residuals(w1, b1)
         self.head = nn.Sequential(PixelNorm(w1), nn.SiLU(), zero_init(nn.Conv2d(w1, PATCH**2 * 4, 3, padding=1)))
         if config.has_shift:
-            self.wide = residuals(w2, 2, reach=4)  # shoulders follow a head that is far from them
+            self.wide = residuals(w2, 2, reach=4)  # hair and shoulders lie far from the landmarks
             self.shift = nn.Sequential(PixelNorm(w1), nn.SiLU(), zero_init(nn.Conv2d(w1, 4, 3, padding=1)))
         self.to(memory_format=torch.channels_last)
 
