@@ -69,7 +69,7 @@ def build(picture: Tensor, source: Tensor, targets: Tensor, window: Window | Non
     inner = warp.inner_mouth_mask(targets, height, width)[..., top : top + rows, left : left + columns]
     visible = warp.visibility(grid)[..., top : top + rows, left : left + columns]
     flow = (grid - warp.places(height, width, grid))[:, top : top + rows, left : left + columns].movedim(-1, 1)
-    region = mouth_region(targets, height, width, FACTOR)
+    region = mouth_region(targets, height, width)
     pictures = picture.view(-1, *picture.shape[-3:])  # one, or one for each frame
     warped = warp.apply(pictures, grid[:, top : top + rows, left : left + columns])
     return Conditions(
@@ -83,15 +83,15 @@ def build(picture: Tensor, source: Tensor, targets: Tensor, window: Window | Non
     )
 
 
-def mouth_region(targets: Tensor, height: int, width: int, factor: int) -> Tensor:
-    """A soft oval around the mouth of each frame: landmarks [S, 68, 2] -> [S, 1, height / factor, width / factor].
+def mouth_region(targets: Tensor, height: int, width: int) -> Tensor:
+    """A soft oval around the mouth of each frame: landmarks [S, 68, 2] -> [S, 1, height / 8, width / 8].
 
     It reaches from the nose to the chin whether the mouth is open or not.
     """
     scale = eye_distance(targets)[:, None, None]  # [S, 1, 1], pixels
     x, y = targets[:, 48:68].mean(dim=1)[..., None, None].unbind(1)  # [S, 1, 1]
-    columns = (torch.arange(width // factor).to(targets) + 0.5) * factor - 0.5
-    rows = (torch.arange(height // factor).to(targets) + 0.5) * factor - 0.5
+    columns = (torch.arange(width // FACTOR).to(targets) + 0.5) * FACTOR - 0.5
+    rows = (torch.arange(height // FACTOR).to(targets) + 0.5) * FACTOR - 0.5
     across, down = (columns[None, None] - x) / (0.75 * scale), (rows[None, :, None] - y) / (0.6 * scale)
     return torch.sigmoid(6 * (1 - (across**2 + down**2).sqrt()))[:, None]
 

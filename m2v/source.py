@@ -95,6 +95,7 @@ class Several:
         mixed = main.warped + face * (other.warped + shift[:, None, None] - main.warped)
         small = F.avg_pool2d(face, 2)
         visible = main.visible + small * (other.visible - main.visible)
+        # The flow stays the main picture's: mixing it as well changed nothing that could be measured.
         return replace(main, warped=mixed, visible=visible)
 
     def nearest(self, targets: Tensor) -> int:
