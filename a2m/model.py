@@ -53,6 +53,7 @@ class AToMConfig:
     has_reference: bool = True  # off, and the next one: the paper's ablation
     has_streams: bool = True  # lips and rest apart; off: one stream that hears
     has_slow: bool = True  # head pose and lids; not in the paper
+    sees_known: bool = False  # frames may be given as they are, and the others are made to fit; not in the paper
     n_steps: int = 16  # defaults of sampling
     guidance_scale: float = 1.5
     eta: float = 0.0  # noise added at every step; with few steps 1 (as published) loses liveliness
@@ -114,6 +115,7 @@ class AToMNet(nn.Module):
         self.reference_encoder = nn.ModuleList(EncoderLayer(config) for _ in range(config.n_encoder_layers))
         self.reference_norm = nn.LayerNorm(d)
         self.streams_in = nn.ModuleList(nn.Linear(size, d) for size in self.stream_sizes)
+        self.known = nn.Parameter(torch.zeros(d)) if config.sees_known else None  # added where a frame is given
         self.layers = nn.ModuleList(Layer(config, len(self.stream_sizes)) for _ in range(config.n_layers))
         self.norms_out = nn.ModuleList(nn.LayerNorm(d) for _ in self.stream_sizes)
         self.streams_out = nn.ModuleList(nn.Linear(d, size) for size in self.stream_sizes)
@@ -151,14 +153,16 @@ class AToMNet(nn.Module):
         face = self.reference_norm(face) * self.config.has_reference
         return Condition(states, self.audio_vector(mean), face, is_frame, is_state)
 
-    def denoise(self, x_t: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
-        """x_t [B, T, K] -> x_0_pred [B, T, K]."""
+    def denoise(self, x_t: Tensor, timesteps: Tensor, condition: Condition, is_known: Tensor | None = None) -> Tensor:
+        """x_t [B, T, K] -> x_0_pred [B, T, K]; is_known: [B, T] bool, frames at which x_t is x_0 itself."""
         time = self.time_mlp(sinusoids(timesteps, self.config.width))
         tokens = self.time_tokens(time).unflatten(-1, (2, -1))
         tokens = torch.cat([tokens, condition.reference], dim=1)[:, : 2 + self.config.has_reference]  # [B, 2 or 3, D]
         vectors = self.film_vectors(time, condition)
         parts = x_t.split(self.stream_sizes, dim=-1)
         streams = torch.stack([into(part) for into, part in zip(self.streams_in, parts, strict=True)])  # [S, B, T, D]
+        if self.known is not None and is_known is not None:
+            streams = streams + is_known[..., None] * self.known
         for layer in self.layers:
             streams = layer(streams, vectors, tokens, condition)
         each = zip(self.streams_out, self.norms_out, streams, strict=True)
@@ -170,10 +174,17 @@ class AToMNet(nn.Module):
         return torch.stack([shared + condition.audio_mean, *[shared] * (len(self.stream_sizes) - 1)])
 
     def forward(
-        self, x_t: Tensor, timesteps: Tensor, audio: Tensor, reference: Tensor, is_frame: Tensor, has_audio: Tensor
+        self,
+        x_t: Tensor,
+        timesteps: Tensor,
+        audio: Tensor,
+        reference: Tensor,
+        is_frame: Tensor,
+        has_audio: Tensor,
+        is_known: Tensor | None = None,
     ) -> Tensor:
         """x_0_pred [B, T, K]; arguments as for `denoise` and `condition`."""
-        return self.denoise(x_t, timesteps, self.condition(audio, reference, is_frame, has_audio))
+        return self.denoise(x_t, timesteps, self.condition(audio, reference, is_frame, has_audio), is_known)
 
 
 class Layer(nn.Module):
