@@ -20,6 +20,8 @@ from common.trainer import TrainConfig, first_process_first, train
 class TrainA2MConfig:
     data: str = "???"  # folder with index.csv, clips/ and tracks/
     out: str = "???"  # folder of the run
+    hubert: str = ""  # model=paper: the HuBERT whose states are heard, a folder or hub id
+    states: str = ""  # folder where its states of the clips are kept, for other runs too; "": in `out`
     init: str = ""  # weights to start from: "small" (built in), a folder, a hub id; "": none
     model: AToMConfig = field(default_factory=AToMConfig)
     options: DataConfig = field(default_factory=DataConfig)
@@ -30,8 +32,9 @@ def main(overrides: list[str]) -> None:
     c = compose("a2m", TrainA2MConfig, overrides)
     data_dir, run_dir = Path(c.data), Path(c.out)
     with first_process_first(c.train):
-        open_run(run_dir, c, lasting=("model", "options"))
-        task = setup(data_dir, c.model, c.options, c.init, c.train.seed)
+        open_run(run_dir, c, lasting=("model", "options", "hubert"))
+        states_dir = Path(c.states) if c.states else run_dir / "states"
+        task = setup(data_dir, c.model, c.options, c.init, c.train.seed, c.hubert, states_dir)
     train(task, run_dir, c.train)
 
 

@@ -48,6 +48,7 @@ class Clip:
     lids: Tensor
     opening: Tensor
     eye_distance: float
+    states: Tensor | None = None  # float16 [T, 2, D], where a HuBERT listened: see a2m.hearing
 
     @property
     def is_word(self) -> bool:
@@ -64,13 +65,9 @@ def read_clips(data_dir: Path, split: str, model: FaceModel) -> list[Clip]:
 
 def read_clip(data_dir: Path, name: str, person: str, model: FaceModel) -> Clip:
     check_input(data_dir / "tracks" / f"{name}.npz", "track")
-    audio = torch.from_numpy(read_audio(data_dir / "clips" / f"{name}.mp4"))
     with np.load(data_dir / "tracks" / f"{name}.npz") as track:
         points = torch.from_numpy(track["landmarks"].astype(np.float32))
-    audio = audio[: 640 * len(points)]
-    missing = len(points) - n_frames(len(audio))
-    if missing > 0:  # the sound stream may end before the last picture
-        audio = torch.nn.functional.pad(audio, (0, 640 * len(points) - len(audio)))
+    audio = read_sound(data_dir, name, len(points))
     voice = analyse(audio)
     mel = mel_columns(audio, 0, len(points), voice.gain)
     lm3d, pose = frontalise(points, CLIP_SIZE_PX, model)
@@ -88,6 +85,14 @@ def read_clip(data_dir: Path, name: str, person: str, model: FaceModel) -> Clip:
         opening=mouth_opening(shape),
         eye_distance=float(eye_distance(shape).mean()),
     )
+
+
+def read_sound(data_dir: Path, name: str, n_pictures: int) -> Tensor:
+    """A clip's sound [n] at 16 kHz, as long as its pictures."""
+    audio = torch.from_numpy(read_audio(data_dir / "clips" / f"{name}.mp4"))[: 640 * n_pictures]
+    if n_frames(len(audio)) < n_pictures:  # the sound stream may end before the last picture
+        audio = torch.nn.functional.pad(audio, (0, 640 * n_pictures - len(audio)))
+    return audio
 
 
 def lip_motion(shape: Tensor) -> Tensor:

@@ -37,6 +37,7 @@ class AToMConfig:
     features: str = "log-mel"  # or "hubert"; the front end whose states are heard
     audio_dim: int = 256  # of one state
     n_audio_states: int = 1  # per frame; HuBERT's: 2
+    hubert: str = ""  # fingerprint of the HuBERT that was heard (a2m/hearing.py); training fills it in
     audio_kernel: int = 5  # states that the first layer on the speech sees; 1 is the published linear layer
     space: str = "coefficients"  # or "points": what is diffused (a2m/space.py)
     n_lip: int = 6  # coefficients; 98 % of the variance of lips and jaw

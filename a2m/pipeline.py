@@ -16,14 +16,15 @@ import torch
 from torch import Generator, Tensor
 
 from a2m.data import smooth
+from a2m.hearing import Features, load_hubert, recording_features
 from a2m.model import FORMAT as ATOM_FORMAT
 from a2m.model import AToMNet
 from a2m.pose import HeadPrior, apply_lids, apply_pose
 from a2m.regression import Regression
-from a2m.sampling import mel_features, sample
-from a2m.speech import Voice, analyse, mel_columns, mouth_gate
+from a2m.sampling import sample
+from a2m.speech import Voice, analyse, mouth_gate
 from common import weights
-from common.audio import FPS, SAMPLE_RATE_HZ
+from common.audio import FPS, SAMPLE_RATE_HZ, HubertFeatures
 from common.errors import InputError
 from common.face import mouth
 from common.face.model import LIP_STREAM, REST, FaceModel
@@ -52,7 +53,15 @@ class Performance:
 class AudioToMotion:
     """A model for the mouth, the prior for head and blinks, the gate that closes the mouth in silence."""
 
-    def __init__(self, model: AToMNet | Regression, head: HeadPrior, face_model: FaceModel):
+    def __init__(
+        self,
+        model: AToMNet | Regression,
+        head: HeadPrior,
+        face_model: FaceModel,
+        hubert: HubertFeatures | None = None,
+    ):
+        """hubert: for an AToM-Net that hears one's states."""
+        self.hubert = hubert
         self.model, self.head, self.face_model = model.eval(), head, face_model
         is_atom = isinstance(model, AToMNet)
         self.name = "atom" if is_atom else "regression"
@@ -60,21 +69,25 @@ class AudioToMotion:
         self.opening_direction = direction.cpu()
 
     @classmethod
-    def from_pretrained(cls, name: str | Path = WEIGHTS, device: torch.device | str = "cpu") -> AudioToMotion:
-        """Load weights by name, folder or hub id. The networks run on `device`; results are on the CPU."""
+    def from_pretrained(
+        cls, name: str | Path = WEIGHTS, device: torch.device | str = "cpu", hubert: str = ""
+    ) -> AudioToMotion:
+        """Load weights by name, folder or hub id. The networks run on `device`; results are on the CPU.
+
+        hubert: folder or hub id of the HuBERT whose states the weights were trained with, if so they were.
+        """
         state, config = weights.from_pretrained(name)
         face_model = FaceModel.builtin()
         theirs = (config.get("face_model"), config.get("convention"))
         if theirs != (face_model.name, face_model.convention):
             raise InputError(f"{name} was trained with the face model {theirs}: choose weights for the built-in one.")
+        head = HeadPrior.from_state(state, name)
+        if config.get("format") == ATOM_FORMAT:
+            atom = AToMNet.from_state(state, config, name)
+            return cls(atom.to(device), head, face_model, load_hubert(atom.config, hubert, device))
         if config.get("features") != "log-mel":
             raise InputError(f"{name} listens to {config.get('features')}, not log-mel: choose other weights.")
-        model: AToMNet | Regression
-        if config.get("format") == ATOM_FORMAT:
-            model = AToMNet.from_state(state, config, name)
-        else:
-            model = Regression.from_state(state, config, name)
-        return cls(model.to(device), HeadPrior.from_state(state, name), face_model)
+        return cls(Regression.from_state(state, config, name).to(device), head, face_model)
 
     @torch.no_grad()
     def __call__(
@@ -115,7 +128,8 @@ class AudioToMotion:
             made |= {"n_steps": n_steps, "guidance_scale": guidance_scale}
             generator = _generator(seed, "mouth")
             closed = rest - self.face_model.mean
-            performance = _sampled(self.model, audio, voice, closed, generator, n_steps, guidance_scale)
+            features = recording_features(audio, voice, self.hubert)
+            performance = _sampled(self.model, features, len(voice.sound), closed, generator, n_steps, guidance_scale)
         else:
             made |= {"is_stretched": is_stretched}
             performance = _regressed(self.model, audio, voice, is_stretched)
@@ -148,19 +162,15 @@ class AudioToMotion:
 
 def _sampled(
     model: AToMNet,
-    audio: Tensor,
-    voice: Voice,
+    features: Features,
+    n_frames: int,
     reference: Tensor,
     generator: Generator,
     n_steps: int,
     guidance_scale: float,
 ) -> Performance:
     """One draw of AToM-Net; reference: LM3D [68, 3] with its mouth closed."""
-
-    def features(first: int, last: int) -> Tensor:
-        return mel_features(mel_columns(audio, first, last, voice.gain), voice.mel_mean)
-
-    values = sample(model, features, len(voice.sound), reference, [generator], n_steps, guidance_scale)[0]
+    values = sample(model, features, n_frames, reference, [generator], n_steps, guidance_scale)[0]
     lips, rest, _ = (part.cpu() for part in model.space.decode(values))
     return Performance(lips, smooth(rest, _REST_SMOOTHING_FRAMES), torch.ones(len(lips)))
 

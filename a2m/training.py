@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from a2m.data import Clip, disturb, person_shares, read_clips
+from a2m.hearing import fingerprint, load_hubert, with_states
 from a2m.model import FORMAT, PREFIX, AToMConfig, AToMNet
 from a2m.pose import PREFIX as HEAD_PREFIX
 from a2m.pose import HeadPrior, fit_head_prior
@@ -56,11 +57,13 @@ class DataConfig:
 class Speech:
     """Endless samples of talking clips; number i follows from (seed, i).
 
-    A sample: x_0 [window, K], audio [window, 256], reference [68, 3], is_frame [window] bool, has_audio [] bool.
+    A sample: x_0 [window, K], audio [window n_audio_states, audio_dim], reference [68, 3], is_frame [window] bool,
+    has_audio [] bool.
     """
 
     def __init__(self, clips: list[Clip], model: AToMNet, face_model: FaceModel, options: DataConfig, seed: int):
         self.clips, self.window, self.options, self.seed = clips, model.config.window, options, seed
+        self.n_audio_states = model.config.n_audio_states
         self.face_model, self.space = face_model, model.space
         self.shares = person_shares(clips, options.words_share, options.most_minutes)
         self.cumulative = self.shares.double().cumsum(dim=0)
@@ -85,11 +88,7 @@ class Speech:
         n = max(1, min(window, int(T / speed)))
         start = u[1] * max(0.0, T - n * speed)
         at = start + (torch.arange(n) + 0.5) * speed - 0.5
-        column_at = 4 * start + (torch.arange(4 * n) + 0.5) * speed - 0.5
-        mel = interpolate(clip.mel.flatten(0, 1) - clip.mel_mean, column_at).unflatten(0, (n, 4))
-        sound = clip.sound[at.round().long().clamp(0, T - 1)].float()
-        mel = disturb(mel[None], sound[None], generator)[0].clamp(*MEL_RANGE)
-        mel = mask_bands(mel, generator)
+        audio = hear(clip, start, n, speed, generator)
 
         frame = int(u[2] * T)  # the reference
         reference, origin = clip.lm3d[frame], values[frame].clone()
@@ -103,14 +102,29 @@ class Speech:
         reference = mirror(reference) if is_mirrored else reference
         identity = torch.randn(len(self.face_model.identity_std), generator=generator) * self.face_model.identity_std
         other = torch.einsum("k,kpc->pc", options.identity_noise * identity, self.face_model.identity)
-        pad = (0, 0, 0, window - n)
+        n_missing = window - n
         return {
-            "x_0": torch.nn.functional.pad(interpolate(values, at) - origin, pad),
-            "audio": torch.nn.functional.pad(mel.flatten(1), pad),
+            "x_0": torch.nn.functional.pad(interpolate(values, at) - origin, (0, 0, 0, n_missing)),
+            "audio": torch.nn.functional.pad(audio, (0, 0, 0, n_missing * self.n_audio_states)),
             "reference": reference + other,
             "is_frame": torch.arange(window) < n,
             "has_audio": torch.tensor(u[4] >= options.audio_dropout),
         }
+
+
+def hear(clip: Clip, start: float, n: int, speed: float, generator: Generator) -> Tensor:
+    """What n frames from frame `start` on sound like, played so many times faster: [n n_audio_states, audio_dim].
+
+    A HuBERT's states are as they were computed; log-mel is disturbed.
+    """
+    if clip.states is not None:
+        return interpolate(clip.states.flatten(0, 1), 2 * start + (torch.arange(2 * n) + 0.5) * speed - 0.5)
+    column_at = 4 * start + (torch.arange(4 * n) + 0.5) * speed - 0.5
+    mel = interpolate(clip.mel.flatten(0, 1) - clip.mel_mean, column_at).unflatten(0, (n, 4))
+    at = start + (torch.arange(n) + 0.5) * speed - 0.5
+    sound = clip.sound[at.round().long().clamp(0, len(clip.sound) - 1)].float()
+    mel = disturb(mel[None], sound[None], generator)[0].clamp(*MEL_RANGE)
+    return mask_bands(mel, generator).flatten(1)
 
 
 def clip_values(clip: Clip, space: MotionSpace, model: FaceModel) -> tuple[Tensor, Tensor]:
@@ -185,18 +199,29 @@ def loss_terms(
 # ---- the task
 
 
-def setup(data_dir: Path, model: AToMConfig, options: DataConfig, init: str, seed: int) -> Task:
+def setup(
+    data_dir: Path,
+    model: AToMConfig,
+    options: DataConfig,
+    init: str,
+    seed: int,
+    hubert_name: str = "",
+    states_dir: Path = Path("states"),
+) -> Task:
     """The task of training this model on a data folder's train split.
 
-    init: empty, or the name or folder of weights to start from (`small`: the built-in ones).
+    init: empty, or the name or folder of weights to start from (`small`: the built-in ones). hubert_name: folder or hub
+    id, for models that hear one's states; states_dir: where those of the clips are kept.
     """
-    if model.features != "log-mel":
-        raise InputError(f"Training hears log-mel features, not {model.features}: choose model=small.")
+    hubert = load_hubert(model, hubert_name)
     face_model = FaceModel.builtin()
     clips, val_clips = (read_clips(data_dir, split, face_model) for split in ("train", "val"))
     for split, found in (("train", clips), ("val", val_clips)):
         if not found:
             raise InputError(f"{data_dir} has no talking clip in its split '{split}': see docs/data.md.")
+    if hubert is not None:
+        clips, val_clips = (with_states(part, data_dir, hubert, states_dir) for part in (clips, val_clips))
+        model = replace(model, hubert=fingerprint(hubert))
     return make_task(clips, val_clips, model, options, init, seed)
 
 
