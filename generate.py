@@ -188,7 +188,7 @@ def speak(
     """Sound → Motion; of a dubbed video only the mouth is asked for."""
     from a2m.pipeline import AudioToMotion, PoseMode
 
-    model = AudioToMotion.from_pretrained(config.a2m.weights, device=device)
+    model = AudioToMotion.from_pretrained(config.a2m.weights, device, config.a2m.hubert)
     pose: PoseMode = "still" if config.pose == "still" or is_dub else "natural"
     motion = model(
         audio,

@@ -29,6 +29,7 @@ FLAG_OVERRIDES = {
 class AudioToMotionConfig:
     name: str = "???"  # which model: the files of conf/a2m
     weights: str = "???"  # built-in name, folder, or hub id
+    hubert: str = ""  # of weights that hear the states of a HuBERT: its folder or hub id
     steps: int | None = None  # of sampling; None: the weights' own, as the next
     guidance_scale: float | None = None  # how closely AToM-Net keeps to what it hears; 1: no guidance
 
