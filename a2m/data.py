@@ -4,8 +4,10 @@ Layout of the data folder: `index.csv`, `clips/*.mp4`, `tracks/*.npz`. Clips of 
 are told apart from running speech: a second of one word is another thing to measure.
 """
 
+import json
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from torch import Generator, Tensor
 from a2m.speech import analyse, mel_columns
 from common.audio import n_frames
 from common.clip_index import is_word, read_index
+from common.errors import InputError
 from common.face.fit import frontalise
 from common.face.model import LID_PAIRS, LIP_STREAM, FaceModel, eye_distance, mirror, mouth_opening
 from common.face.mouth import TOUCHING_OPENING
@@ -54,6 +57,24 @@ class Clip:
     def is_word(self) -> bool:
         return is_word(self.name)
 
+    def realigned(self, lag: int) -> "Clip":
+        """The frames that remain when the sound, `lag` frames later than the face, is moved back (`a2m.lag`)."""
+        T = len(self.mel)
+        if abs(lag) >= T:
+            raise ValueError(f"{self.name} has {T} frames: its sound can't be {lag} later")
+        heard, seen = slice(max(0, lag), T + min(0, lag)), slice(max(0, -lag), T - max(0, lag))
+        return replace(
+            self,
+            mel=self.mel[heard],
+            sound=self.sound[heard],
+            lm3d=self.lm3d[seen],
+            pose=Pose(self.pose.scale[seen], self.pose.rotation[seen], self.pose.translation[seen]),
+            lip_motion=self.lip_motion[seen],
+            lids=self.lids[seen],
+            opening=self.opening[seen],
+            states=None if self.states is None else self.states[heard],
+        )
+
 
 def read_clips(data_dir: Path, split: str, model: FaceModel) -> list[Clip]:
     """All talking clips of a split."""
@@ -61,6 +82,23 @@ def read_clips(data_dir: Path, split: str, model: FaceModel) -> list[Clip]:
     clips = [read_clip(data_dir, row["clip_id"], row["person"], model) for row in rows]
     log.info("%s: %d clips, %.1f min", split, len(clips), sum(len(c.mel) for c in clips) / 1500)
     return clips
+
+
+def realigned(clips: Sequence[Clip], lags: Mapping[str, int]) -> list[Clip]:
+    """Clips, those that have a lag realigned."""
+    return [clip.realigned(lags.get(clip.name, 0)) for clip in clips]
+
+
+def read_lags(path: Path) -> dict[str, int]:
+    """Lags by clip, as `python -m a2m.lag` writes them."""
+    check_input(path, "file of lags")
+    try:
+        lags = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(lags, dict) or not all(type(lag) is int for lag in lags.values()):
+            raise ValueError("not a JSON object of integers")
+    except ValueError as error:  # what json raises is one, too
+        raise InputError(f"{path} holds no lags ({error}): make it with python -m a2m.lag.") from error
+    return lags
 
 
 def read_clip(data_dir: Path, name: str, person: str, model: FaceModel) -> Clip:
@@ -144,6 +182,22 @@ def person_shares(clips: list[Clip], words_share: float, most_minutes: float) ->
     for part, wanted in ((is_word, words_share), (~is_word, 1 - words_share)):
         share[part] *= wanted / share[part].sum().clamp(min=1e-9)
     return share / share.sum()
+
+
+def person_folds(clips: Sequence[Clip], n: int) -> list[int]:
+    """For each clip the fold, 0..n-1, of its person; the longest first into whichever fold has least so far.
+
+    Running speech and single words are balanced apart, a minute of words counting half.
+    """
+    minutes: dict[str, list[float]] = {}
+    for clip in clips:
+        minutes.setdefault(clip.person, [0.0, 0.0])[clip.is_word] += len(clip.mel) / 1500
+    loads, fold = [[0.0, 0.0] for _ in range(n)], {}
+    for person in sorted(minutes, key=lambda person: (-minutes[person][0] - minutes[person][1] / 2, person)):
+        fold[person] = min(range(n), key=lambda k: loads[k][0] + loads[k][1] / 2)
+        for kind in (0, 1):
+            loads[fold[person]][kind] += minutes[person][kind]
+    return [fold[clip.person] for clip in clips]
 
 
 def crops(

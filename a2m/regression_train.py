@@ -37,12 +37,7 @@ def train(
     train_clips: list[Clip], val_clips: list[Clip], config: RegressionConfig, options: TrainConfig
 ) -> tuple[Regression, dict[str, float]]:
     """Fit the basis, the networks and the gains; returns the model and figures on the val split."""
-    model = Regression(config)
-    shares = person_shares(train_clips, options.words_share, options.most_minutes)
-    targets = fit_basis(model, train_clips, shares)
-    for k in range(config.n_members):
-        model.members[k].load_state_dict(train_member(model, train_clips, targets, shares, options, k).state_dict())
-    model.eval()
+    model = train_networks(train_clips, config, options)
     fit_gain(model, [clip for clip in val_clips if not clip.name.startswith(MEASURED_ONLY)])
     figures: dict[str, float] = {}
     for name, part in (("running", False), ("words", True)):
@@ -51,6 +46,16 @@ def train(
         figures |= {f"correlation_{name}": round(scores.median().item(), 3), f"n_clips_{name}": len(scores)}
     log.info("val: %s", figures)
     return model, figures
+
+
+def train_networks(clips: list[Clip], config: RegressionConfig, options: TrainConfig) -> Regression:
+    """Basis and networks, fitted to the clips; gains stay 1."""
+    model = Regression(config)
+    shares = person_shares(clips, options.words_share, options.most_minutes)
+    targets = fit_basis(model, clips, shares)
+    for k in range(config.n_members):
+        model.members[k].load_state_dict(train_member(model, clips, targets, shares, options, k).state_dict())
+    return model.eval()
 
 
 def fit_basis(model: Regression, clips: list[Clip], shares: Tensor) -> list[Tensor]:
