@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from common import entry
 from common.errors import InputError
-from common.request import POSES, GenerateConfig, compose, framing, parse, result_path, say
+from common.request import POSES, GenerateConfig, blink_of, compose, framing, parse, result_path, say
 
 if TYPE_CHECKING:  # torch takes seconds to import: a wrong flag should not wait for it
     import torch
@@ -186,6 +186,7 @@ def speak(
     is_dub: bool,
 ) -> "Motion":
     """Sound → Motion; of a dubbed video only the mouth is asked for."""
+    from a2m.control import Control
     from a2m.pipeline import AudioToMotion, PoseMode
 
     model = AudioToMotion.from_pretrained(config.a2m.weights, device, config.a2m.hubert)
@@ -199,6 +200,7 @@ def speak(
         seed=config.seed,
         n_steps=config.steps or config.a2m.steps,
         guidance_scale=config.a2m.guidance_scale,
+        control=Control(config.mouth_scale, config.expression_scale, config.head_scale, blink_of(config.blink)),
     )
     head = "of the video" if is_dub else config.pose
     say(f"stage one: {model.name} ({config.a2m.weights}), head {head}, {motion.n_frames} frames")

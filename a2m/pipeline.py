@@ -8,18 +8,19 @@ lips kept apart, pose and provenance.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Generator, Tensor
 
+from a2m.control import AS_MADE, Control
 from a2m.data import smooth
 from a2m.hearing import Features, load_hubert, recording_features
 from a2m.model import FORMAT as ATOM_FORMAT
 from a2m.model import AToMNet
-from a2m.pose import HeadPrior, apply_lids, apply_pose
+from a2m.pose import N_DIMENSIONS, HeadPrior, apply_lids, apply_pose
 from a2m.regression import Regression
 from a2m.sampling import sample
 from a2m.speech import Voice, analyse, mouth_gate
@@ -27,7 +28,7 @@ from common import weights
 from common.audio import FPS, SAMPLE_RATE_HZ, HubertFeatures
 from common.errors import InputError
 from common.face import mouth
-from common.face.model import LIP_STREAM, REST, FaceModel
+from common.face.model import LIP_STREAM, REST, FaceModel, eye_distance
 from common.face.pos import Pose
 from common.motion import Motion, Reference
 
@@ -42,12 +43,14 @@ PoseMode = Literal["natural", "still"]
 class Performance:
     """What a model makes of a recording: lips [T, 37, 3] from the closed mouth and rest [T, 31, 3] from the picture's,
 
-    in units of the face model, and what speech does to the lids' aperture, [T], 1 where it does nothing.
+    in units of the face model; what speech does to the lids' aperture, [T], 1 where it does nothing; closure [T], how
+    far the lips are brought together, 0 where they are left as they are.
     """
 
     lips: Tensor
     rest: Tensor
     lids: Tensor
+    closure: Tensor
 
 
 class AudioToMotion:
@@ -101,6 +104,7 @@ class AudioToMotion:
         is_stretched: bool = True,
         n_steps: int | None = None,
         guidance_scale: float | None = None,
+        control: Control = AS_MADE,
     ) -> Motion:
         """A Motion of ceil(n / 640) frames at 25 fps.
 
@@ -108,6 +112,7 @@ class AudioToMotion:
         image_size (width, height), v up. pose: `still` leaves all but the mouth as in the picture. The mouth's rest is
         the picture's own where that is closed, else the picture's with its mouth closed. is_stretched: of the
         regression, whether variance is restored; n_steps, guidance_scale: of AToM-Net, None takes the weights' own.
+        control: how strong the parts are, and when the eyes blink.
         """
         if pose not in ("natural", "still"):
             raise ValueError(f"pose must be natural or still, got {pose!r}")
@@ -120,7 +125,7 @@ class AudioToMotion:
         if not voice.sound.any():
             log.warning("the recording is silent, or nothing but steady noise: the mouth stays closed")
         rest = mouth.closed(lm3d + self.face_model.mean, self.opening_direction)
-        made: dict[str, Any] = {"a2m": self.name, "pose": pose, "seed": seed}
+        made: dict[str, Any] = {"a2m": self.name, "pose": pose, "seed": seed, "control": asdict(control)}
         if isinstance(self.model, AToMNet):
             config = self.model.config
             n_steps = config.n_steps if n_steps is None else n_steps
@@ -133,13 +138,12 @@ class AudioToMotion:
         else:
             made |= {"is_stretched": is_stretched}
             performance = _regressed(self.model, audio, voice, is_stretched)
-        points = self._speaking(performance, mouth_gate(voice.sound), rest)  # [T, 68, 3]
-        T = len(points)
-        deviation, lids = torch.zeros(T, 6), torch.ones(T)
+        points = self._speaking(performance, mouth_gate(voice.sound), rest, control)  # [T, 68, 3]
+        deviation = torch.zeros(len(points), N_DIMENSIONS)
         if pose == "natural":
-            points[:, list(REST)] += performance.rest
-            deviation = self.head.sample_pose(voice.sound, _generator(seed, "head"))
-            lids = self.head.sample_lids(T, _generator(seed, "lids"))
+            points[:, list(REST)] += control.expression_scale * performance.rest
+            deviation = self.head.sample_pose(voice.sound, _generator(seed, "head"), control.head_scale)
+        lids = self._lids(len(points), pose, control, seed)
         return Motion(
             landmarks=apply_lids(points, lids) - self.face_model.mean,
             mean_landmarks=self.face_model.mean,
@@ -152,12 +156,21 @@ class AudioToMotion:
             provenance=made | {"audio_duration_s": round(len(audio) / SAMPLE_RATE_HZ, 6)},
         )
 
-    def _speaking(self, performance: Performance, gate: Tensor, rest: Tensor) -> Tensor:
+    def _speaking(self, performance: Performance, gate: Tensor, rest: Tensor, control: Control) -> Tensor:
         """The picture's points with its mouth closed [68, 3], made to speak where the gate [T] is open: [T, 68, 3]."""
         points = rest.repeat(len(gate), 1, 1)
-        points[:, LIP_STREAM, :] += gate[:, None, None] * performance.lips
+        points[:, LIP_STREAM, :] += control.mouth_scale * gate[:, None, None] * performance.lips
         points = mouth.keep_lips_apart(points, mouth.lip_gap(rest).clamp(max=0))
-        return apply_lids(points, 1 + gate * (performance.lids - 1))
+        touching = mouth.lip_gap(rest).clamp(max=float(mouth.TOUCHING_OPENING * eye_distance(rest)))
+        points = mouth.brought_together(points, performance.closure, self.opening_direction, touching)
+        return apply_lids(points, 1 + control.expression_scale * gate * (performance.lids - 1))
+
+    def _lids(self, T: int, pose: PoseMode, control: Control, seed: int) -> Tensor:
+        """Aperture [T] relative to the picture's, with the blinks that are asked for."""
+        blink = control.blink or ("auto" if pose == "natural" else "off")
+        if blink == "off":
+            return torch.ones(T)
+        return self.head.sample_lids(T, _generator(seed, "lids"), None if blink == "auto" else float(blink))
 
 
 def _sampled(
@@ -172,7 +185,8 @@ def _sampled(
     """One draw of AToM-Net; reference: LM3D [68, 3] with its mouth closed."""
     values = sample(model, features, n_frames, reference, [generator], n_steps, guidance_scale)[0]
     lips, rest, _ = (part.cpu() for part in model.space.decode(values))
-    return Performance(lips, smooth(rest, _REST_SMOOTHING_FRAMES), torch.ones(len(lips)))
+    nothing = torch.zeros(len(lips))
+    return Performance(lips, smooth(rest, _REST_SMOOTHING_FRAMES), lids=1 + nothing, closure=nothing)
 
 
 def _regressed(model: Regression, audio: Tensor, voice: Voice, is_stretched: bool) -> Performance:
@@ -180,7 +194,7 @@ def _regressed(model: Regression, audio: Tensor, voice: Voice, is_stretched: boo
     if is_stretched:
         coefficients = model.stretched(coefficients)
     lips, lids = (part.cpu() for part in model.decode(coefficients))
-    return Performance(lips, torch.zeros(len(lips), len(REST), 3), lids)
+    return Performance(lips, torch.zeros(len(lips), len(REST), 3), lids, closure=torch.zeros(len(lips)))
 
 
 def _generator(seed: int, purpose: Literal["head", "lids", "mouth"]) -> Generator:

@@ -71,8 +71,11 @@ class HeadPrior(nn.Module):
         part = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
         return weights.load_into(HeadPrior(), part, source)
 
-    def sample_pose(self, sound: Tensor, generator: Generator) -> Tensor:
-        """Deviations from the picture's pose, [T, 6], zero in the first frame; sound: [T] bool or 0..1."""
+    def sample_pose(self, sound: Tensor, generator: Generator, scale: float = 1.0) -> Tensor:
+        """Deviations from the picture's pose, [T, 6], zero in the first frame; sound: [T] bool or 0..1.
+
+        scale: how far the head goes, 0 leaves it where it is; the limits hold for any.
+        """
         T = len(sound)
         n_steps = T // STEP_FRAMES + 4
         eps = torch.randn(n_steps, N_DIMENSIONS, generator=generator)
@@ -85,19 +88,23 @@ class HeadPrior(nn.Module):
         for k in range(3, n_steps):  # three steps at rest: neither velocity nor acceleration at the start
             x[k] = first @ x[k - 1] + second @ x[k - 2] + pushes[k]
         knots = (np.arange(n_steps + 4) - 3) * STEP_FRAMES  # frame 0 depends on x[0..2]
-        path = torch.from_numpy(BSpline(knots, x, 3)(np.arange(T))).float()
-        limits = torch.tensor(LIMITS)
-        return limits * torch.tanh(path / limits)
+        return within_limits(scale * torch.from_numpy(BSpline(knots, x, 3)(np.arange(T))).float())
 
-    def sample_lids(self, T: int, generator: Generator) -> Tensor:
-        """Aperture of the lids relative to the picture's, [T], with blinks; 1 in the first frame."""
+    def sample_lids(self, T: int, generator: Generator, every_s: float | None = None) -> Tensor:
+        """Aperture of the lids relative to the picture's, [T], with blinks; 1 in the first frame.
+
+        every_s: a blink about every so many seconds, give or take a quarter; None: as people blink.
+        """
         aperture = torch.ones(T)
         shape = int(self.blink_shape)
         scale = (float(self.blink_interval_s) - _REFRACTORY_S) / shape
         time_s = 0.0
         while time_s < T / FPS:
             uniform = torch.rand(shape, generator=generator, dtype=torch.float64).clamp(min=1e-12)
-            time_s += _REFRACTORY_S - scale * float(uniform.log().sum())
+            if every_s is None:
+                time_s += _REFRACTORY_S - scale * float(uniform.log().sum())
+            else:
+                time_s += every_s * (0.75 + float(uniform[0]) / 2)
             start = round(time_s * FPS)
             part = self.blink_curve[: max(0, T - start)]
             aperture[start : start + len(part)] = torch.minimum(aperture[start : start + len(part)], part)
@@ -109,6 +116,19 @@ def apply_pose(reference: Pose, deviation: Tensor) -> Pose:
     rotation = from_euler_rad(deviation[:, :3]) @ reference.rotation  # the identity, exactly, for zeros
     translation = reference.translation + deviation[:, 3:5] * reference.scale
     return Pose(reference.scale * deviation[:, 5].exp(), rotation, translation)
+
+
+def pose_deviation(reference: Pose, pose: Pose) -> Tensor:
+    """The inverse of `apply_pose`: Pose [T] -> deviations [T, 6]."""
+    angles = euler_rad(pose.rotation @ reference.rotation.mT)
+    shift = (pose.translation - reference.translation) / reference.scale
+    return torch.cat([angles, shift, (pose.scale / reference.scale).log()[:, None]], dim=1)
+
+
+def within_limits(deviation: Tensor) -> Tensor:
+    """Deviations [..., 6] held back to LIMITS, softly."""
+    limits = deviation.new_tensor(LIMITS)
+    return limits * torch.tanh(deviation / limits)
 
 
 def apply_lids(points: Tensor, aperture: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """What generate.py is asked for: flags, and after them Hydra overrides of conf/generate.yaml."""
 
 import argparse
+import re
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,9 +19,12 @@ RENDERERS = ("mcvdm", "warp")
 DETECTORS = ("builtin", "face-alignment-2d", "face-alignment-3d")
 CONVENTIONS = ("facemesh68", "ibug68", "ibug68_3d")
 MOST_STEPS = 1000  # timesteps that the models were trained with
+MOST_SCALE = 3.0
+BLINK_EVERY_S = (1.0, 60.0)
+SCALES = ("mouth_scale", "expression_scale", "head_scale")
 FLAG_OVERRIDES = {
     **{name: name for name in ("seed", "steps", "device", "pose", "pose_end", "framing", "size")},
-    **{name: name for name in ("references", "detector", "convention")},
+    **{name: name for name in ("references", "detector", "convention", "blink", *SCALES)},
     "renderer": "m2v",
 }
 
@@ -52,6 +56,10 @@ class GenerateConfig:
     device: str = "auto"
     pose: str = "natural"  # or still, or a video whose head is followed
     pose_end: str = "loop"  # or hold: where a video is shorter than the speech
+    mouth_scale: float = 1.0  # how far lips and jaw go; 0: not at all, 1: as stage one has it
+    expression_scale: float = 1.0  # the same of brows and what else of the face does not speak
+    head_scale: float = 1.0  # the same of the head
+    blink: str | None = None  # auto, off, or "every 4s"; None: auto, but off with the pose `still`
     framing: str | None = None  # crop or full; None: crop for pictures, full for videos
     size: int | None = None  # of the crop, pixels: 256 (None), or 512, which is 256 enlarged by what the picture shows
     references: str = "nearest"  # of several pictures: the nearest for every clip, or the best for all of them
@@ -109,7 +117,17 @@ def parser(description: str | None) -> entry.Parser:
     add(
         "--pose",
         metavar="HOW",
-        help="natural: the head moves and blinks (default); still: as in the picture; or a video whose head it follows",
+        help="natural: the head moves and blinks (default); still: neither (blinks with --blink, if you want them); "
+        "or a video whose head it follows",
+    )
+    of = f"0 (none) to {MOST_SCALE:g}, 1 as made"
+    add("--mouth-scale", type=float, metavar="X", help=f"how far lips and jaw go: {of}")
+    add("--expression-scale", type=float, metavar="X", help="how far brows and the rest of the face go, likewise")
+    add("--head-scale", type=float, metavar="X", help="how far the head goes, likewise")
+    add(
+        "--blink",
+        metavar="WHEN",
+        help="auto: as people do (default); off (default with --pose still); or 'every 4s', give or take a quarter",
     )
     add("--pose-end", choices=POSE_ENDS, help="where that video (or --video) ends first: to and fro (default), or hold")
     add("--framing", choices=FRAMINGS, help="crop: 256 px around the face (default); full: the whole picture, as large")
@@ -165,7 +183,14 @@ def _contradictions_of(args: argparse.Namespace, config: GenerateConfig) -> list
     """The same for what overrides may have said too."""
     is_followed = config.pose not in POSES
     asks_for_end = args.pose_end is not None
+    controls = [name for name in (*SCALES, "blink") if getattr(config, name) not in (None, 1.0)]
+    no_mouth = [name for name in controls if name != "mouth_scale"]
+    held: list[str] = [name for name in ("expression_scale", "head_scale") if name in controls]
     return [
+        (bool(args.motion and controls), f"--motion brings what {_list(controls)} would change: leave one away"),
+        (bool(args.video and no_mouth), f"--video keeps all but the mouth: leave {_list(no_mouth)} away"),
+        (config.pose == "still" and bool(held), f"--pose still leaves {_list(held)} nothing to scale: leave one away"),
+        (is_followed and "head_scale" in controls, "the head follows the video of --pose: leave --head-scale away"),
         (bool(args.motion and is_followed), "--motion brings its own head motion: leave pose=... away"),
         (bool(args.video and is_followed), "--video keeps the head motion that it has: leave pose=... away"),
         (
@@ -184,6 +209,22 @@ def _contradictions_of(args: argparse.Namespace, config: GenerateConfig) -> list
     ]
 
 
+def _list(names: list[str]) -> str:
+    """Fields as the flags that set them."""
+    return ", ".join(f"--{name.replace('_', '-')}" for name in names)
+
+
+def blink_of(text: str | None) -> str | float | None:
+    """auto, off or None as they are, "every 4s" as the number; raises InputError where it is none of these."""
+    if text in (None, "auto", "off"):
+        return text
+    found = re.fullmatch(r"every\s*(\d+(?:\.\d+)?)\s*s", text or "")
+    low, high = BLINK_EVERY_S
+    if not found or not low <= float(found[1]) <= high:
+        raise InputError(f"There is no blink '{text}': choose auto, off, or 'every 4s' ({low:g} to {high:g} s)")
+    return float(found[1])
+
+
 def is_override(text: str) -> bool:
     return "=" in text or text.startswith("~")
 
@@ -196,10 +237,10 @@ def compose(args: argparse.Namespace, overrides: list[str]) -> GenerateConfig:
             say(f"note: the flag for {key} ({value}) wins over the override {override}")
             overrides.remove(override)
     # Paths may hold what Hydra's grammar takes for its own.
-    pose, device = flags.pop("pose", None), flags.pop("device", None)
+    kept = {key: flags.pop(key) for key in ("pose", "device", "blink") if key in flags}
     given = [*overrides, *(f"{key}={value}" for key, value in flags.items())]
     config = entry.compose(entry.CONF_DIR, "generate", GenerateConfig, given)
-    config = replace(config, pose=pose or config.pose, device=device or config.device)
+    config = replace(config, **kept)
     _check(config)
     for is_wrong, reason in _contradictions_of(args, config):
         if is_wrong:
@@ -227,6 +268,10 @@ def _check(config: GenerateConfig) -> None:
             raise InputError(f"There is no {name.replace('_', ' ')} '{value}': choose {' or '.join(known)}")
     if config.pose not in POSES and not is_file(Path(config.pose)):
         raise InputError(f"There is no pose '{config.pose}', and no such video: choose {', '.join(POSES)}, or a video")
+    blink_of(config.blink)
+    for name in SCALES:
+        if not 0 <= getattr(config, name) <= MOST_SCALE:
+            raise InputError(f"{name} goes from 0 to {MOST_SCALE:g}, not {getattr(config, name):g}")
     if not 0 <= config.seed < 2**32:
         raise InputError(f"A seed is a whole number from 0 to {2**32 - 1}, not {config.seed}")
     if not 0 <= config.crf <= 51:

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 import generate
+from a2m import control
 from common import entry, playback, request
 from common.errors import InputError
 from common.face import conventions, detect
@@ -244,6 +245,44 @@ def test_a_wrong_override_is_refused(override: str) -> None:
         request.compose(*request.parse(["--audio", "a", "--image", "b", override]))
 
 
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (["--blink", "often"], "every 4s"),
+        (["--blink", "every 0.2s"], "1 to 60"),
+        (["--blink", "every -3s"], "every 4s"),
+        (["--mouth-scale", "-1"], "0 to 3"),
+        (["--head-scale", "nan"], "0 to 3"),
+        (["--pose", "still", "--head-scale", "0.5"], "nothing to scale"),
+        (["pose=still", "expression_scale=2"], "nothing to scale"),
+    ],
+)
+def test_controls_that_make_no_sense_are_refused(flags: list[str], reason: str) -> None:
+    with pytest.raises(InputError, match=reason):
+        request.compose(*request.parse(["--audio", "a", "--image", "b", *flags]))
+
+
+def test_controls_go_with_stage_one_and_with_what_it_makes(walk: Path) -> None:
+    for flags in (
+        ["--motion", "m.npz", "--image", "b", "--mouth-scale", "0.5"],
+        ["--motion", "m.npz", "--image", "b", "blink=off"],
+        ["--audio", "a", "--video", str(walk), "--blink", "off"],
+        ["--audio", "a", "--image", "b", "--pose", str(walk), "--head-scale", "0.5"],
+    ):
+        with pytest.raises(InputError, match="leave"):
+            request.compose(*request.parse(flags))
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"), [(None, None), ("auto", "auto"), ("off", "off"), ("every 4s", 4.0), ("every 2.5 s", 2.5)]
+)
+def test_blinks_are_asked_for_in_words_by_flag_and_override(text: str | None, meant: str | float | None) -> None:
+    asked = [[], []] if text is None else [["--blink", text], [f"blink={text}"]]
+    for flags in asked:
+        config = request.compose(*request.parse(["--audio", "a", "--image", "b", *flags]))
+        assert request.blink_of(config.blink) == meant
+
+
 def test_the_renderer_flag_wins_over_any_way_to_say_it() -> None:
     for override in ("m2v=mcvdm", "m2v.name=mcvdm"):
         args, overrides = request.parse(["--audio", "a", "--image", "b", "--renderer", "warp", override])
@@ -303,6 +342,7 @@ def test_the_choices_of_the_flags_are_those_of_the_library() -> None:
     assert request.DETECTORS == detect.BACK_ENDS
     assert request.CONVENTIONS == conventions.CONVENTIONS
     assert get_args(playback.End) == request.POSE_ENDS
+    assert (control.MOST_SCALE, control.BLINK_EVERY_S) == (request.MOST_SCALE, request.BLINK_EVERY_S)
 
 
 def test_of_several_pictures_the_one_with_the_mouth_closed_is_used(

@@ -1,22 +1,25 @@
 """Speech to Motion by AToM-Net, with the weights of this repository: silence, seeds, lengths, the picture's mouth."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from a2m.control import Control
 from a2m.model import AToMNet
 from a2m.pipeline import AudioToMotion
-from a2m.pose import LIMITS, spectral_radius
+from a2m.pose import LIMITS, find_blinks, relative_aperture, spectral_radius
 from a2m.regression import WEIGHTS as REGRESSION
 from a2m.speech import levels_db
 from common import weights
 from common.audio import n_frames
 from common.errors import InputError
 from common.face import mouth
-from common.face.model import LIP_STREAM, REST, eye_distance, mouth_opening
+from common.face.model import LID_PAIRS, LIP_STREAM, REST, eye_distance, mouth_opening
 from common.face.pos import Pose
 from common.face.rotations import euler_rad, from_euler_rad
 from common.media import read_audio
@@ -29,6 +32,11 @@ QUICK = {"n_steps": 4, "guidance_scale": 1.0}  # enough for what does not depend
 @pytest.fixture(scope="module")
 def a2m() -> AudioToMotion:
     return AudioToMotion.from_pretrained()
+
+
+@pytest.fixture(scope="module")
+def regression() -> AudioToMotion:
+    return AudioToMotion.from_pretrained(REGRESSION)
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +140,67 @@ def test_the_head_starts_near_the_pictures_and_stays_within_its_limits(a2m: Audi
     assert turned.std(dim=0).max() > math.radians(0.2)
     prior = torch.cat(list(a2m.head.transition), dim=1)
     assert spectral_radius(prior) < 1
+
+
+LIDS = [k for pair in LID_PAIRS for k in pair]
+EYES_CLOSE = Control(blink=2.0)
+
+
+def parts(motion: Motion) -> dict[str, Tensor]:
+    """The parts of a Motion that its controls speak of; brows and nose for the expression, whose eyes blinks close."""
+    pose = torch.cat([motion.pose.rotation.flatten(1), motion.pose.translation, motion.pose.scale[:, None]], dim=1)
+    others = [k for k in REST if k not in LIDS]
+    return {
+        "mouth_scale": motion.landmarks[:, LIP_STREAM],
+        "expression_scale": motion.landmarks[:, others],
+        "head_scale": pose,
+        "blink": motion.landmarks[:, LIDS],
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("mouth_scale", 0.5), ("mouth_scale", 0.0), ("expression_scale", 2.0), ("head_scale", 0.0), ("blink", "off")],
+)
+@pytest.mark.parametrize("model", ["atom", "regression"])
+def test_each_control_moves_its_own_part_and_leaves_the_others_to_the_bit(
+    a2m: AudioToMotion, regression: AudioToMotion, speech: Tensor, model: str, name: str, value: Any
+) -> None:
+    chosen = {"atom": a2m, "regression": regression}[model]
+    plain = parts(make(chosen, speech[:48000], seed=1, control=EYES_CLOSE))
+    moved = parts(make(chosen, speech[:48000], seed=1, control=replace(EYES_CLOSE, **{name: value})))
+    with_it = {name, "blink"} if name == "expression_scale" else {name}  # lids belong to both
+    for part in plain:
+        if part not in with_it:
+            assert torch.equal(plain[part], moved[part]), part
+    if (model, name) != ("regression", "expression_scale"):  # its brows never move
+        assert not torch.equal(plain[name], moved[name])
+
+
+def test_scales_are_what_they_say(a2m: AudioToMotion, speech: Tensor) -> None:
+    audio = speech[:48000]
+    mute = make(a2m, audio, control=Control(0.0, 0.0, 0.0, "off"))
+    silent = neutral(a2m).expand(mute.n_frames, 68, 3)
+    torch.testing.assert_close(mute.landmarks, silent, atol=1e-6, rtol=0)
+    assert torch.equal(mute.pose.rotation, picture().rotation.expand(mute.n_frames, 3, 3))
+    shares = [opening(make(a2m, audio, control=Control(scale))) for scale in (1.0, 0.5)]
+    wide = shares[0] > shares[0].median()  # where no lip meets the other
+    torch.testing.assert_close(shares[1][wide].mean() / shares[0][wide].mean(), torch.tensor(0.5), atol=0.1, rtol=0)
+
+
+def test_a_still_pose_blinks_only_where_that_is_asked_for(a2m: AudioToMotion, speech: Tensor) -> None:
+    audio = speech.repeat(2)
+    still, blinking = (make(a2m, audio, pose="still", control=Control(blink=blink)) for blink in (None, 2.0))
+    assert torch.equal(still.landmarks[:, LIDS], still.landmarks[:1, LIDS].expand(still.n_frames, -1, -1))
+    lids = relative_aperture(blinking.landmarks + blinking.mean_landmarks)
+    assert 3 <= len(find_blinks(lids)) <= 7  # ten seconds
+    assert torch.equal(still.landmarks[:, LIP_STREAM], blinking.landmarks[:, LIP_STREAM])
+
+
+@pytest.mark.parametrize("wrong", [{"mouth_scale": -0.1}, {"head_scale": math.nan}, {"blink": "often"}, {"blink": 0.1}])
+def test_controls_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Control(**wrong)
 
 
 def test_loudness_does_not_matter(a2m: AudioToMotion, speech: Tensor) -> None:

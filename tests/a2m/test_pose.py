@@ -13,6 +13,7 @@ from a2m.pose import (
     apply_pose,
     find_blinks,
     fit_head_prior,
+    pose_deviation,
     relative_aperture,
     spectral_radius,
 )
@@ -84,6 +85,29 @@ def test_blinks_come_at_the_fitted_rate_and_close_the_lids_briefly(prior: HeadPr
     assert 0.5 < expected / 10 / 15 < 2.5  # adults who talk blink 8 to 37 times a minute
     assert lids.max() <= 1 and lids.min() >= -0.05 and lids[0] == 1
     assert (lids < 0.5).float().mean() < 0.1
+
+
+@pytest.mark.parametrize("every_s", [1.0, 4.0])
+def test_blinks_asked_for_come_about_as_often_as_asked(prior: HeadPrior, every_s: float) -> None:
+    found = find_blinks(prior.sample_lids(25 * 200, torch.Generator().manual_seed(0), every_s))
+    intervals_s = torch.tensor(found).diff() / 25
+    assert (intervals_s >= 0.75 * every_s - 0.1).all() and (intervals_s <= 1.25 * every_s + 0.1).all()
+    assert abs(len(found) - 200 / every_s) < 0.1 * 200 / every_s
+
+
+def test_deviations_of_poses_are_what_was_applied(prior: HeadPrior) -> None:
+    deviation = prior.sample_pose(torch.ones(100), torch.Generator().manual_seed(2))
+    again = pose_deviation(some_pose(), apply_pose(some_pose(), deviation))
+    torch.testing.assert_close(again, deviation, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.5, 3.0])
+def test_a_scaled_head_goes_as_far_as_it_says_within_its_limits(prior: HeadPrior, scale: float) -> None:
+    plain, scaled = (prior.sample_pose(torch.ones(300), torch.Generator().manual_seed(2), s) for s in (1.0, scale))
+    limits = torch.tensor(LIMITS)
+    assert (scaled.abs() <= limits).all()
+    expected = scale * limits * torch.atanh(plain / limits)  # before the limits
+    torch.testing.assert_close(scaled, limits * torch.tanh(expected / limits), atol=1e-5, rtol=1e-4)
 
 
 def test_lids_at_one_change_nothing_and_at_zero_meet() -> None:
