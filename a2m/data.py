@@ -15,7 +15,7 @@ import torch
 from torch import Generator, Tensor
 
 from a2m.speech import analyse, mel_columns
-from common.audio import n_frames
+from common.audio import FRAME_SAMPLES, n_frames
 from common.clip_index import is_word, read_index
 from common.errors import InputError
 from common.face.fit import frontalise
@@ -84,6 +84,13 @@ def read_clips(data_dir: Path, split: str, model: FaceModel) -> list[Clip]:
     return clips
 
 
+def read_silent_clips(data_dir: Path, split: str, model: FaceModel, least_frames: int = 25) -> list[Clip]:
+    """The split's clips without speech, or with somebody else's; what they sound like is all zeros."""
+    rows = [row for row in read_index(data_dir, "kind") if row["split"] == split and row["kind"] == "silent"]
+    clips = [read_clip(data_dir, row["clip_id"], row["person"], model, has_sound=False) for row in rows]
+    return [clip for clip in clips if len(clip.mel) >= least_frames]
+
+
 def realigned(clips: Sequence[Clip], lags: Mapping[str, int]) -> list[Clip]:
     """Clips, those that have a lag realigned."""
     return [clip.realigned(lags.get(clip.name, 0)) for clip in clips]
@@ -101,11 +108,11 @@ def read_lags(path: Path) -> dict[str, int]:
     return lags
 
 
-def read_clip(data_dir: Path, name: str, person: str, model: FaceModel) -> Clip:
+def read_clip(data_dir: Path, name: str, person: str, model: FaceModel, has_sound: bool = True) -> Clip:
     check_input(data_dir / "tracks" / f"{name}.npz", "track")
     with np.load(data_dir / "tracks" / f"{name}.npz") as track:
         points = torch.from_numpy(track["landmarks"].astype(np.float32))
-    audio = read_sound(data_dir, name, len(points))
+    audio = read_sound(data_dir, name, len(points)) if has_sound else torch.zeros(FRAME_SAMPLES * len(points))
     voice = analyse(audio)
     mel = mel_columns(audio, 0, len(points), voice.gain)
     lm3d, pose = frontalise(points, CLIP_SIZE_PX, model)
@@ -127,9 +134,9 @@ def read_clip(data_dir: Path, name: str, person: str, model: FaceModel) -> Clip:
 
 def read_sound(data_dir: Path, name: str, n_pictures: int) -> Tensor:
     """A clip's sound [n] at 16 kHz, as long as its pictures."""
-    audio = torch.from_numpy(read_audio(data_dir / "clips" / f"{name}.mp4"))[: 640 * n_pictures]
+    audio = torch.from_numpy(read_audio(data_dir / "clips" / f"{name}.mp4"))[: FRAME_SAMPLES * n_pictures]
     if n_frames(len(audio)) < n_pictures:  # the sound stream may end before the last picture
-        audio = torch.nn.functional.pad(audio, (0, 640 * n_pictures - len(audio)))
+        audio = torch.nn.functional.pad(audio, (0, FRAME_SAMPLES * n_pictures - len(audio)))
     return audio
 
 
@@ -166,6 +173,15 @@ def smooth(x: Tensor, sigma: float) -> Tensor:
     kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
     index = (torch.arange(len(x))[:, None] + offsets).clamp(0, len(x) - 1)  # [T, 2 reach + 1]
     return torch.einsum("tk...,k->t...", x[index], (kernel / kernel.sum()).to(x))
+
+
+def interpolate(x: Tensor, at: Tensor) -> Tensor:
+    """Rows of x [T, ...] at fractional places [n], linearly; the ends repeat."""
+    at = at.clamp(0, len(x) - 1)
+    low = at.floor().long()
+    high = (low + 1).clamp(max=len(x) - 1)
+    fraction = (at - low).view(-1, *[1] * (x.ndim - 1))
+    return x[low] * (1 - fraction) + x[high] * fraction
 
 
 def person_shares(clips: list[Clip], words_share: float, most_minutes: float) -> Tensor:

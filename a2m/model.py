@@ -19,8 +19,10 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from a2m.phonetics.encoder import PhoneticConfig, PhoneticEncoder
 from a2m.space import N_LIP_VALUES, N_REST_VALUES, N_SLOW, SPACES, MotionSpace
 from common import weights
+from common.audio import N_MELS
 from common.diffusion import cosine_alpha_bar
 from common.errors import InputError
 from common.face.model import N_POINTS
@@ -39,6 +41,7 @@ class AToMConfig:
     n_audio_states: int = 1  # per frame; HuBERT's: 2
     hubert: str = ""  # fingerprint of the HuBERT that was heard (a2m/hearing.py); training fills it in
     audio_kernel: int = 5  # states that the first layer on the speech sees; 1 is the published linear layer
+    phonetics: PhoneticConfig | None = None  # the encoder, part of the model, through which it also hears its log-mel
     space: str = "coefficients"  # or "points": what is diffused (a2m/space.py)
     n_lip: int = 6  # coefficients; 98 % of the variance of lips and jaw
     n_rest: int = 8
@@ -60,6 +63,8 @@ class AToMConfig:
     eta: float = 0.0  # noise added at every step; with few steps 1 (as published) loses liveliness
 
     def __post_init__(self) -> None:
+        if self.phonetics is not None and self.features != "log-mel":
+            raise ValueError(f"a phonetic encoder hears log-mel, not {self.features}")
         if self.space not in SPACES:
             raise ValueError(f"space must be one of {SPACES}, got {self.space!r}")
         if self.width % (2 * self.n_heads):
@@ -107,7 +112,10 @@ class AToMNet(nn.Module):
         self.time_mlp = nn.Sequential(nn.Linear(d, 4 * d), nn.SiLU())
         self.time_vector = nn.Linear(4 * d, d)
         self.time_tokens = nn.Linear(4 * d, 2 * d)
-        self.audio_in = nn.Conv1d(config.audio_dim, d, config.audio_kernel, padding=config.audio_kernel // 2)
+        # Trained before (a2m.phonetics) and left as it is.
+        self.phonetics = None if config.phonetics is None else PhoneticEncoder(config.phonetics).requires_grad_(False)
+        heard = config.audio_dim + (0 if config.phonetics is None else 2 * config.phonetics.bottleneck)
+        self.audio_in = nn.Conv1d(heard, d, config.audio_kernel, padding=config.audio_kernel // 2)
         self.audio_encoder = nn.ModuleList(EncoderLayer(config) for _ in range(config.n_encoder_layers))
         self.audio_norm = nn.LayerNorm(d)
         self.no_audio = nn.Parameter(torch.randn(d))  # in place of every state where the speech is dropped
@@ -126,7 +134,10 @@ class AToMNet(nn.Module):
     def from_state(cls, state: dict[str, Tensor], config: dict[str, Any], source: str | Path) -> AToMNet:
         """The part of a file's tensors that is the network's, in float32; config: the file's."""
         try:
-            model = cls(AToMConfig(**config["model"]))
+            settings = dict(config["model"])
+            if settings.get("phonetics") is not None:
+                settings["phonetics"] = PhoneticConfig(**settings["phonetics"])
+            model = cls(AToMConfig(**settings))
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{source} holds no AToM-Net of this version ({error}): choose others.") from error
         part = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
@@ -141,7 +152,8 @@ class AToMNet(nn.Module):
         n_states = self.config.n_audio_states
         is_state = is_frame.repeat_interleave(n_states, dim=1)  # [B, N]
         kept = is_state[..., None]
-        states = torch.nn.functional.gelu(self.audio_in((audio * kept).mT).mT)  # [B, N, D]
+        heard = (self._with_phonetics(audio) if self.phonetics else audio) * kept
+        states = torch.nn.functional.gelu(self.audio_in(heard.mT).mT)  # [B, N, D]
         position = (torch.arange(states.shape[1], device=audio.device) + 0.5) / n_states - 0.5  # in frames
         for layer in self.audio_encoder:
             states = layer(states, position, is_state)
@@ -153,6 +165,20 @@ class AToMNet(nn.Module):
             face = layer(face, position.new_zeros(1), is_frame.new_ones(len(face), 1))
         face = self.reference_norm(face) * self.config.has_reference
         return Condition(states, self.audio_vector(mean), face, is_frame, is_state)
+
+    def train(self, mode: bool = True) -> AToMNet:
+        super().train(mode)
+        if self.phonetics is not None:
+            self.phonetics.eval()
+        return self
+
+    @torch.no_grad()
+    def _with_phonetics(self, audio: Tensor) -> Tensor:
+        """Log-mel [B, T, 4 64] with what the phonetic encoder hears in it: [B, T, 4 64 + 2 D]."""
+        assert self.phonetics is not None
+        columns = rearrange(audio, "b t (column mel) -> b (t column) mel", mel=N_MELS)
+        states = self.phonetics(columns).bottleneck
+        return torch.cat([audio, rearrange(states, "b (t two) d -> b t (two d)", two=2).to(audio.dtype)], dim=-1)
 
     def denoise(self, x_t: Tensor, timesteps: Tensor, condition: Condition, is_known: Tensor | None = None) -> Tensor:
         """x_t [B, T, K] -> x_0_pred [B, T, K]; is_known: [B, T] bool, frames at which x_t is x_0 itself."""

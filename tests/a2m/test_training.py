@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from a2m.data import Clip
+from a2m.data import Clip, interpolate
 from a2m.model import AToMConfig, AToMNet
 from a2m.pipeline import AudioToMotion
 from a2m.pose import HeadPrior
+from a2m.samples import DataConfig, Speech
 from a2m.sampling import predict_openings
 from a2m.space import MotionSpace
-from a2m.training import DataConfig, Speech, draw_samples, interpolate, load, loss_terms, make_loss, save
+from a2m.training import draw_samples, load, loss_terms, make_loss, save
 from common.errors import InputError
 from common.face.model import FaceModel
 from common.trainer import Task, TrainConfig, train
