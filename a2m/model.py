@@ -152,8 +152,10 @@ class AToMNet(nn.Module):
         n_states = self.config.n_audio_states
         is_state = is_frame.repeat_interleave(n_states, dim=1)  # [B, N]
         kept = is_state[..., None]
-        heard = (self._with_phonetics(audio) if self.phonetics else audio) * kept
-        states = torch.nn.functional.gelu(self.audio_in(heard.mT).mT)  # [B, N, D]
+        if self.phonetics is not None:  # log-mel [B, T, 4 64] and states of 50 Hz, two a frame
+            with torch.no_grad():
+                audio = torch.cat([audio, self.phonetics.per_frame(audio.unflatten(-1, (-1, N_MELS)))], dim=-1)
+        states = torch.nn.functional.gelu(self.audio_in((audio * kept).mT).mT)  # [B, N, D]
         position = (torch.arange(states.shape[1], device=audio.device) + 0.5) / n_states - 0.5  # in frames
         for layer in self.audio_encoder:
             states = layer(states, position, is_state)
@@ -171,14 +173,6 @@ class AToMNet(nn.Module):
         if self.phonetics is not None:
             self.phonetics.eval()
         return self
-
-    @torch.no_grad()
-    def _with_phonetics(self, audio: Tensor) -> Tensor:
-        """Log-mel [B, T, 4 64] with what the phonetic encoder hears in it: [B, T, 4 64 + 2 D]."""
-        assert self.phonetics is not None
-        columns = rearrange(audio, "b t (column mel) -> b (t column) mel", mel=N_MELS)
-        states = self.phonetics(columns).bottleneck
-        return torch.cat([audio, rearrange(states, "b (t two) d -> b t (two d)", two=2).to(audio.dtype)], dim=-1)
 
     def denoise(self, x_t: Tensor, timesteps: Tensor, condition: Condition, is_known: Tensor | None = None) -> Tensor:
         """x_t [B, T, K] -> x_0_pred [B, T, K]; is_known: [B, T] bool, frames at which x_t is x_0 itself."""

@@ -23,6 +23,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from a2m.phonetics.encoder import PhoneticConfig, PhoneticEncoder
 from a2m.speech import Voice, mel_columns
 from common import weights
 from common.audio import N_MELS, n_frames
@@ -43,14 +44,16 @@ class RegressionConfig:
     conv_width: int = 64
     gru_width: int = 64  # each way; twice as many overfit at once
     dropout: float = 0.3
+    phonetics: PhoneticConfig | None = None  # the encoder, part of the model, whose states are heard beside log-mel
 
 
 class Member(nn.Module):
-    """One network: features [B, T, 256] -> [B, T, K + 1], of unit variance in training."""
+    """One network: features [B, T, 256 or more] -> [B, T, K + 1], of unit variance in training."""
 
     def __init__(self, config: RegressionConfig):
         super().__init__()
-        self.conv_in = nn.Conv1d(4 * N_MELS, config.conv_width, 5, padding=2)
+        n_heard = 4 * N_MELS + (0 if config.phonetics is None else 2 * config.phonetics.bottleneck)
+        self.conv_in = nn.Conv1d(n_heard, config.conv_width, 5, padding=2)
         self.conv = nn.Conv1d(config.conv_width, config.conv_width, 3, padding=1)
         self.gru = nn.GRU(config.conv_width, config.gru_width, batch_first=True, bidirectional=True)
         self.out = nn.Linear(2 * config.gru_width, config.n_components + 1)
@@ -77,6 +80,7 @@ class Regression(nn.Module):
         k, n_points = config.n_components, len(LIP_STREAM)
         self.config = config
         self.members = nn.ModuleList(Member(config) for _ in range(config.n_members))
+        self.phonetics = None if config.phonetics is None else PhoneticEncoder(config.phonetics).requires_grad_(False)
         self.register_buffer("basis", torch.zeros(k, n_points, 3))
         self.register_buffer("mean", torch.zeros(k + 1))  # of the targets: coefficients, and aperture - 1
         self.register_buffer("std", torch.ones(k + 1))
@@ -93,7 +97,10 @@ class Regression(nn.Module):
     def from_state(cls, state: dict[str, Tensor], config: dict[str, Any], source: str | Path) -> Regression:
         """The part of a file's tensors that is the regression's."""
         try:
-            model = cls(RegressionConfig(**config["regression"]))
+            settings = dict(config["regression"])
+            if settings.get("phonetics") is not None:
+                settings["phonetics"] = PhoneticConfig(**settings["phonetics"])
+            model = cls(RegressionConfig(**settings))
         except (KeyError, TypeError) as error:
             raise InputError(f"{source} holds no a2m regression of this kind ({error}): choose others.") from error
         part = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
@@ -101,9 +108,15 @@ class Regression(nn.Module):
 
     def forward(self, mel: Tensor) -> Tensor:
         """mel [B, T, 4, 64] relative to the voice's mean, in 10 dB -> coefficients [B, T, K + 1]."""
-        features = rearrange(mel.clamp(*MEL_RANGE), "b t column mel -> b t (column mel)")
+        features = self.features(mel)
         predicted = torch.stack([member(features) for member in self.members]).mean(dim=0)
         return predicted * self.std + self.mean
+
+    def features(self, mel: Tensor) -> Tensor:
+        """What the networks hear: mel [B, T, 4, 64] -> [B, T, 256, or 256 + 2 D with the phonetic encoder's states]."""
+        mel = mel.clamp(*MEL_RANGE)
+        features = rearrange(mel, "b t column mel -> b t (column mel)")
+        return features if self.phonetics is None else torch.cat([features, self.phonetics.per_frame(mel)], dim=-1)
 
     def stretched(self, coefficients: Tensor) -> Tensor:
         """Coefficients [..., K + 1] stretched by `gain`: those that follow the sound vary about as real ones do."""
@@ -154,6 +167,8 @@ def main(argv: list[str] | None = None) -> None:
     train_parser = commands.add_parser("train", help="train the networks and the head's prior; writes the weights")
     train_parser.add_argument("--data", type=Path, required=True, help="folder with index.csv, clips/ and tracks/")
     train_parser.add_argument("--out", type=Path, default=weights.BUILT_IN_DIR / WEIGHTS)
+    train_parser.add_argument("--lags", type=Path, help="file of `python -m a2m.lag`: how late each clip's sound is")
+    train_parser.add_argument("--phonetics", help="weights of the phonetic encoder to listen through (default: none)")
     train_parser.add_argument("--steps", type=int, default=300, help="per network")
     train_parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
@@ -165,13 +180,16 @@ def main(argv: list[str] | None = None) -> None:
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
     torch.set_num_threads(1)
-    from a2m.data import read_clips
+    from a2m.data import read_clips, read_lags, realigned
 
     face_model = FaceModel.builtin()
-    train_clips = read_clips(arguments.data, "train", face_model)
-    val_clips = read_clips(arguments.data, "val", face_model)
+    lags = read_lags(arguments.lags) if arguments.lags else {}
+    encoder = PhoneticEncoder.from_pretrained(arguments.phonetics) if arguments.phonetics else None
+    train_clips, val_clips = (
+        realigned(read_clips(arguments.data, part, face_model), lags) for part in ("train", "val")
+    )
     train_config = TrainConfig(steps=arguments.steps, seed=arguments.seed)
-    regression, figures = train(train_clips, val_clips, RegressionConfig(), train_config)
+    regression, figures = train(train_clips, val_clips, RegressionConfig(), train_config, encoder)
     head: HeadPrior = fit_head_prior(train_clips, face_model)
     state = {PREFIX + key: value for key, value in regression.state_dict().items()}
     state |= {HEAD_PREFIX + key: value for key, value in head.state_dict().items()}

@@ -2,13 +2,14 @@
 
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from a2m.data import Clip, crops, person_shares
-from a2m.regression import MEL_RANGE, Member, Regression, RegressionConfig
+from a2m.phonetics.encoder import PhoneticEncoder
+from a2m.regression import Member, Regression, RegressionConfig
 from a2m.space import LOWER_MIDDLE, UPPER_MIDDLE, lip_gap, metric_weights
 from common.face.model import LIP_STREAM
 
@@ -34,10 +35,14 @@ class TrainConfig:
 
 
 def train(
-    train_clips: list[Clip], val_clips: list[Clip], config: RegressionConfig, options: TrainConfig
+    train_clips: list[Clip],
+    val_clips: list[Clip],
+    config: RegressionConfig,
+    options: TrainConfig,
+    encoder: PhoneticEncoder | None = None,
 ) -> tuple[Regression, dict[str, float]]:
     """Fit the basis, the networks and the gains; returns the model and figures on the val split."""
-    model = train_networks(train_clips, config, options)
+    model = train_networks(train_clips, config, options, encoder)
     fit_gain(model, [clip for clip in val_clips if not clip.name.startswith(MEASURED_ONLY)])
     figures: dict[str, float] = {}
     for name, part in (("running", False), ("words", True)):
@@ -48,9 +53,14 @@ def train(
     return model, figures
 
 
-def train_networks(clips: list[Clip], config: RegressionConfig, options: TrainConfig) -> Regression:
-    """Basis and networks, fitted to the clips; gains stay 1."""
-    model = Regression(config)
+def train_networks(
+    clips: list[Clip], config: RegressionConfig, options: TrainConfig, encoder: PhoneticEncoder | None = None
+) -> Regression:
+    """Basis and networks, fitted to the clips; gains stay 1. encoder: the one to listen through."""
+    model = Regression(config if encoder is None else replace(config, phonetics=encoder.config))
+    if model.phonetics is not None and encoder is not None:
+        model.phonetics.load_state_dict(encoder.state_dict())
+    model.eval()
     shares = person_shares(clips, options.words_share, options.most_minutes)
     targets = fit_basis(model, clips, shares)
     for k in range(config.n_members):
@@ -109,7 +119,9 @@ def train_member(
                 group["lr"] = rate
             length = (28, 50, 75)[int(torch.randint(3, (1,), generator=generator))]
             mel, target, mask = crops(clips, targets, shares, options.batch, length, generator)
-            predicted = member(mel.clamp(*MEL_RANGE).flatten(2)) * model.std + model.mean
+            with torch.no_grad():
+                features = model.features(mel)
+            predicted = member(features) * model.std + model.mean
             value = loss(predicted, target, mask, gap_weights, model.std, options)
             optimizer.zero_grad()
             value.backward()

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from einops import rearrange
 from torch import Tensor, nn
 
 from a2m.phonetics.inventory import FEATURES, PHONES
@@ -106,6 +107,11 @@ class PhoneticEncoder(nn.Module):
         bottleneck = self.to_bottleneck(self.norm(x.mT))  # [B, 2T, D]
         bottleneck = nn.functional.layer_norm(bottleneck, bottleneck.shape[-1:])
         return Phonetic(bottleneck, self.phones(bottleneck), self.features(bottleneck))
+
+    def per_frame(self, mel: Tensor) -> Tensor:
+        """What AToM-Net hears: mel [B, T, 4, 64], a frame's columns -> the bottlenecks of its two states [B, T, 2 D]."""
+        bottleneck = self(mel.flatten(1, 2)).bottleneck.to(mel.dtype)
+        return rearrange(bottleneck, "b (t state) d -> b t (state d)", state=2)
 
 
 class Block(nn.Module):
