@@ -109,7 +109,7 @@ class PhoneticEncoder(nn.Module):
         return Phonetic(bottleneck, self.phones(bottleneck), self.features(bottleneck))
 
     def per_frame(self, mel: Tensor) -> Tensor:
-        """What AToM-Net hears: mel [B, T, 4, 64], a frame's columns -> the bottlenecks of its two states [B, T, 2 D]."""
+        """What AToM-Net hears: mel [B, T, 4, 64], a frame's columns -> the bottlenecks of its states [B, T, 2 D]."""
         bottleneck = self(mel.flatten(1, 2)).bottleneck.to(mel.dtype)
         return rearrange(bottleneck, "b (t state) d -> b t (state d)", state=2)
 
