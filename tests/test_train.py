@@ -1,5 +1,6 @@
 """The training programs: what can be set composes, what can't is said in a sentence, and runs go on."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -15,6 +17,7 @@ from torch import nn
 import train_a2m
 import train_m2v
 from a2m.model import AToMNet
+from a2m.phonetics.encoder import PhoneticEncoder
 from common import command
 from common.command import CONF_DIR, compose, differences, open_run
 from common.errors import InputError
@@ -25,11 +28,13 @@ from tests.tiny_data import write_data
 REPOSITORY = Path(__file__).resolve().parents[1]
 PROGRAMS: dict[str, tuple[type[Any], Callable[[Any], nn.Module]]] = {
     "a2m": (train_a2m.TrainA2MConfig, AToMNet),
+    "phonetics": (train_a2m.TrainPhoneticsConfig, PhoneticEncoder),
     "autoencoder": (train_m2v.TrainAutoencoderConfig, Autoencoder),
     "diffusion": (train_m2v.TrainDiffusionConfig, Denoiser),
 }
 PRESETS = [(path.parts[-3], path.stem) for path in sorted(CONF_DIR.glob("*/model/*.yaml"))]
 NEEDED = ["data=nowhere", "out=nowhere"]
+NEEDED_BY = {"phonetics": ["corpus=nowhere", "out=nowhere"]}
 
 
 def n_parameters(module: nn.Module) -> int:
@@ -53,6 +58,26 @@ def test_paper_preset_has_the_published_sizes() -> None:
     assert sizes == (512, 8, 8, 1024, 156, 1024)
     assert sum(model.value_counts) == 204
     assert (model.n_timesteps, model.n_steps, model.guidance_scale, model.eta) == (1000, 50, 2.0, 1.0)
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_the_defaults_are_the_schema_s_own(program: str) -> None:
+    schema, _ = PROGRAMS[program]
+    assert compose(program, schema, NEEDED_BY.get(program, NEEDED)).model == schema().model
+
+
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        (["stage=both", *NEEDED], "stage=motion or stage=phonetics"),
+        (["stage=phonetics", "stage=motion", *NEEDED], "stage=motion or stage=phonetics"),
+        (["stage=phonetics", "out=nowhere"], "corpus"),
+        (["stage=phonetics", *NEEDED_BY["phonetics"], "options.lip_weight=1"], "options.lip_weight"),
+    ],
+)
+def test_speech_to_motion_has_two_stages(overrides: list[str], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        train_a2m.main(overrides)
 
 
 @pytest.mark.parametrize(
@@ -150,6 +175,23 @@ def test_speech_to_motion_trains_goes_on_and_starts_from_weights(data_dir: Path,
     train_a2m.main(again)
     before, after = (load_file(tmp_path / name / "weights" / "model.safetensors") for name in ("first", "again"))
     assert all(torch.equal(before[key], after[key]) for key in before if key.startswith("net."))
+
+
+def test_the_phonetic_encoder_trains_on_a_corpus_and_on_real_speech(data_dir: Path, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    (tmp_path / "corpus").mkdir()
+    np.save(tmp_path / "corpus" / "mel.npy", random.normal(size=(1200, 64)).astype(np.float16))
+    np.save(tmp_path / "corpus" / "phones.npy", random.integers(0, 40, 600).astype(np.int8))
+    rows = [{"first": 0, "n_states": 400, "split": "train"}, {"first": 400, "n_states": 200, "split": "held-out"}]
+    (tmp_path / "corpus" / "index.json").write_text(json.dumps({"utterances": rows}))
+    sizes = ["model.width=16", "model.dilations=[1,2]", "options.crop_states=50", "options.real_share=0.5"]
+    common = ["stage=phonetics", f"corpus={tmp_path / 'corpus'}", f"data={data_dir}", *TINY, *sizes]
+    train_a2m.main([*common, f"out={tmp_path / 'run'}"])
+    train_a2m.main([*common, f"out={tmp_path / 'run'}", "train.n_steps=3"])
+    log = (tmp_path / "run" / "log.jsonl").read_text()
+    assert "val/bilabial_recall" in log and "val/agreement_real" in log
+    assert list((tmp_path / "run" / "samples").glob("*.png"))
+    assert PhoneticEncoder.from_pretrained(tmp_path / "run" / "weights").config.dilations == (1, 2)
 
 
 def test_motion_to_video_trains_in_three_runs(data_dir: Path, tmp_path: Path) -> None:

@@ -1,0 +1,326 @@
+"""What `train_a2m.py stage=phonetics` trains: the phonetic encoder, as a `common.trainer.Task`.
+
+Synthesised speech (`a2m.phonetics.corpus`) says which phone sounds when; every crop is heard as another throat, room
+and microphone would have it (`a2m.phonetics.augmentation`), with stretches masked. Real speech has no labels: there the
+encoder, hearing the disturbed and masked crop, is to say what it says of the undisturbed one, only a little surer (see
+noisy student training, Xie et al. 2020, and FixMatch, Sohn et al. 2020).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Generator, Tensor, nn
+
+from a2m.data import interpolate
+from a2m.phonetics.augmentation import disturb, mask
+from a2m.phonetics.encoder import WEIGHTS, Phonetic, PhoneticConfig, PhoneticEncoder
+from a2m.phonetics.inventory import FEATURES, PHONES, SILENCE, feature_table
+from a2m.regression import MEL_RANGE
+from a2m.speech import analyse, mel_columns
+from common.clip_index import read_index
+from common.errors import InputError
+from common.files import check_input
+from common.media import read_audio
+from common.trainer import Task
+
+log = logging.getLogger(__name__)
+
+Batch = dict[str, Tensor]
+
+INDEX_NAME = "index.json"
+UNKNOWN = -1  # the phone of states that no synthesiser made
+_BILABIAL = FEATURES.index("bilabial")
+_LOOKED_AT = 30_000  # states: ten minutes of held-out speech are enough
+_REAL_SUFFIXES = (".ogg", ".wav", ".flac", ".mp3", ".m4a", ".opus")
+
+
+@dataclass
+class PhoneticDataConfig:
+    """How speech becomes samples, and what the loss weighs."""
+
+    crop_states: int = 200  # 4 s
+    stretch: float = 0.25  # speech is heard faster or slower by up to this share
+    real_share: float = 0.3  # of the samples: real speech
+    feature_weight: float = 2.0  # of the articulatory features against the phones
+    agreement_weight: float = 1.0  # of what real speech teaches
+    agreement_from: int = 30_000  # samples until it has its full weight: a beginner teaches nonsense
+    sharpness: float = 1.25  # the teacher's logits are multiplied by this
+
+
+class Utterance(NamedTuple):
+    """Columns mel [2 N, 64] as the encoder hears them; phones [N] int8 of the states, UNKNOWN where nobody knows."""
+
+    mel: np.ndarray
+    phones: np.ndarray
+
+
+class Utterances:
+    """Endless crops of speech; number i follows from (seed, i). Time is stretched here, all else is disturbed later.
+
+    A sample: mel [2 crop_states, 64], phones [crop_states] int64, teaches [] float32, how much real speech may weigh.
+    """
+
+    def __init__(self, labelled: list[Utterance], real: list[Utterance], options: PhoneticDataConfig, seed: int):
+        self.options, self.seed = options, seed
+        self.kinds = [(kind, np.cumsum([len(u.phones) for u in kind])) for kind in (labelled, real) if kind]
+
+    def __getitem__(self, number: int) -> dict[str, Tensor]:
+        options, random = self.options, np.random.default_rng((self.seed, number))
+        utterances, ends = self.kinds[int(len(self.kinds) > 1 and random.random() < options.real_share)]
+        speed = 1 + options.stretch * (2 * random.random() - 1)
+        n_states = math.ceil(options.crop_states * speed) + 1
+        mel, phones = cut(utterances, ends, int(random.integers(ends[-1])), n_states)
+        column_at = (torch.arange(2 * options.crop_states) + 0.5) * speed - 0.5
+        state_at = (torch.arange(options.crop_states) + 0.5) * speed
+        return {
+            "mel": interpolate(torch.from_numpy(mel).float(), column_at),
+            "phones": torch.from_numpy(phones).long()[state_at.long()],
+            "teaches": torch.tensor(min(1.0, number / max(options.agreement_from, 1))),
+        }
+
+
+def cut(utterances: list[Utterance], ends: np.ndarray, first: int, n_states: int) -> tuple[np.ndarray, np.ndarray]:
+    """n_states states from `first` on, where the utterances follow each other and the first one the last.
+
+    ends: [U] their cumulated lengths. Returns mel [2 n_states, 64] and phones [n_states].
+    """
+    k = int(np.searchsorted(ends, first, side="right"))
+    start, parts, missing = first - int(ends[k]) + len(utterances[k].phones), [], n_states
+    while missing > 0:
+        mel, phones = utterances[k]
+        parts.append((mel[2 * start : 2 * (start + missing)], phones[start : start + missing]))
+        missing -= len(parts[-1][1])
+        k, start = (k + 1) % len(utterances), 0
+    mels, labels = zip(*parts, strict=True)
+    return np.concatenate(mels), np.concatenate(labels)
+
+
+# ---- reading
+
+
+def read_corpus(folder: Path) -> tuple[list[Utterance], list[Utterance]]:
+    """The training and the held-out utterances of a corpus, or of all the corpora in a folder, on disk until used."""
+    folders = [folder] if (folder / INDEX_NAME).is_file() else sorted(p.parent for p in folder.glob(f"*/{INDEX_NAME}"))
+    parts: dict[bool, list[Utterance]] = {False: [], True: []}
+    for each in folders:
+        for name in ("mel.npy", "phones.npy"):
+            check_input(each / name, "part of the corpus")
+        mel, phones = (np.load(each / name, mmap_mode="r") for name in ("mel.npy", "phones.npy"))
+        for row in json.loads((each / INDEX_NAME).read_text(encoding="utf-8"))["utterances"]:
+            first, last = row["first"], row["first"] + row["n_states"]
+            parts[row["split"] == "train"].append(Utterance(mel[2 * first : 2 * last], phones[first:last]))
+    if not all(parts.values()):
+        raise InputError(f"{folder} holds no whole corpus: make one with `python -m a2m.phonetics.corpus --out DIR`.")
+    return parts[True], parts[False]
+
+
+def read_real(paths: list[Path]) -> list[Utterance]:
+    """Recordings without labels, as the models hear them."""
+    result = []
+    for path in paths:
+        mel = columns_of(torch.from_numpy(read_audio(path)))
+        result.append(Utterance(mel.half().numpy(), np.full(len(mel) // 2, UNKNOWN, np.int8)))
+    return result
+
+
+def columns_of(audio: Tensor) -> Tensor:
+    """audio [n] -> [4 T, 64] relative to the voice's mean, as the encoder wants it."""
+    voice = analyse(audio)
+    mel = mel_columns(audio, 0, len(voice.sound), voice.gain) - voice.mel_mean
+    return mel.clamp(*MEL_RANGE).flatten(0, 1)
+
+
+# ---- the loss
+
+
+def make_loss(options: PhoneticDataConfig) -> Callable[[nn.Module, Batch, Generator], dict[str, Tensor]]:
+    table = feature_table()
+
+    def loss(model: nn.Module, batch: Batch, generator: Generator) -> dict[str, Tensor]:
+        mel, phones = batch["mel"], batch["phones"]
+        with torch.autocast(mel.device.type, enabled=False):
+            heard = mask(disturb(mel, generator), generator).clamp(*MEL_RANGE)
+        said = model(heard)
+        terms = supervised(said, phones, table.to(mel.device), options)
+        is_real = (phones == UNKNOWN).all(dim=1)
+        if is_real.any():
+            with torch.no_grad():
+                teacher = model(mel[is_real])
+            student = Phonetic(*(each[is_real] for each in said))
+            weight = options.agreement_weight * batch["teaches"][is_real] / len(mel)
+            terms["agreement"] = agreement(student, teacher, weight, options)
+        return terms
+
+    return loss
+
+
+def supervised(said: Phonetic, phones: Tensor, table: Tensor, options: PhoneticDataConfig) -> dict[str, Tensor]:
+    """Cross-entropy of phones [B, N] and of their features, as means over all states, unknown ones counting nothing."""
+    is_known, target = phones != UNKNOWN, phones.clamp(min=0)
+    each = nn.functional.cross_entropy(said.phone_logits.float().mT, target, reduction="none")
+    features = nn.functional.binary_cross_entropy_with_logits(
+        said.feature_logits.float(), table[target], reduction="none"
+    )
+    return {
+        "phones": (each * is_known).mean(),
+        "features": options.feature_weight * (features.mean(dim=-1) * is_known).mean(),
+    }
+
+
+def agreement(student: Phonetic, teacher: Phonetic, weight: Tensor, options: PhoneticDataConfig) -> Tensor:
+    """How far a student's phones and features are from a teacher's sharpened ones; weight: [B]."""
+    target = (options.sharpness * teacher.phone_logits.float()).log_softmax(dim=-1)
+    said = student.phone_logits.float().log_softmax(dim=-1)
+    phones = (target.exp() * (target - said)).sum(dim=-1).mean(dim=-1)  # [B]
+    target = (options.sharpness * teacher.feature_logits.float()).sigmoid()
+    logits = student.feature_logits.float()
+    features = nn.functional.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(dim=(1, 2))
+    return ((phones + options.feature_weight * features) * weight).sum()
+
+
+# ---- the task
+
+
+def setup(
+    corpus: Path,
+    speech_dir: Path | None,
+    data_dir: Path | None,
+    model: PhoneticConfig,
+    options: PhoneticDataConfig,
+    init: str,
+    seed: int,
+) -> Task:
+    """The task of training this encoder on a corpus, on the recordings of a folder, and on what people say in clips.
+
+    init: empty, or the name or folder of weights to start from (`small`: the built-in ones).
+    """
+    train, held_out = read_corpus(corpus)
+    paths = [p for p in sorted(speech_dir.iterdir()) if p.suffix in _REAL_SUFFIXES] if speech_dir else []
+    real = read_real(paths + (clip_paths(data_dir, "train") if data_dir else []))
+    real_held_out = read_real(clip_paths(data_dir, "val")) if data_dir else []
+    for name, found in (("synthesised", train), ("held out", held_out), ("real", real), ("real, val", real_held_out)):
+        log.info("%s: %d utterances, %.1f min", name, len(found), sum(len(u.phones) for u in found) / 3000)
+    return make_task(train, held_out, real, real_held_out, model, options, init, seed)
+
+
+def clip_paths(data_dir: Path, split: str) -> list[Path]:
+    rows = [row for row in read_index(data_dir, "kind") if row["split"] == split and row["kind"] == "talking"]
+    return [data_dir / "clips" / f"{row['clip_id']}.mp4" for row in rows]
+
+
+def make_task(
+    train: list[Utterance],
+    held_out: list[Utterance],
+    real: list[Utterance],
+    real_held_out: list[Utterance],
+    model: PhoneticConfig,
+    options: PhoneticDataConfig,
+    init: str,
+    seed: int,
+) -> Task:
+    if init:
+        encoder = PhoneticEncoder.from_pretrained(WEIGHTS if init == "small" else init)
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)  # initial weights
+            encoder = PhoneticEncoder(model)
+
+    def save(trained: nn.Module, folder: Path) -> None:
+        assert isinstance(trained, PhoneticEncoder)
+        trained.save(folder)
+
+    return Task(
+        model=encoder,
+        loss=make_loss(options),
+        dataset=Utterances(train, real, options, seed),
+        save=save,
+        validate=lambda trained: validate(trained, held_out, real_held_out),
+        sample=lambda trained, path: draw_samples(trained, held_out[:1] + real_held_out[-2:], path),
+    )
+
+
+# ---- looking
+
+
+@torch.no_grad()
+def validate(encoder: nn.Module, held_out: list[Utterance], real: list[Utterance]) -> dict[str, float]:
+    """Shares of states: phones told right (all; but for silence), bilabials heard, and right where heard; on real
+
+    speech, the same phone heard with and without disturbance.
+    """
+    table = feature_table()[:, _BILABIAL].bool()
+    said, true = [], []
+    for utterance in thinned(held_out):
+        said.append(phones_heard(encoder, as_tensor(utterance)))
+        true.append(torch.from_numpy(utterance.phones.astype(np.int64)))
+    heard, phones = torch.cat(said), torch.cat(true)
+    is_right, speaks = heard == phones, phones != PHONES.index(SILENCE)
+    result = {
+        "accuracy": is_right.float().mean().item(),
+        "accuracy_speaking": is_right[speaks].float().mean().item(),
+        "bilabial_recall": table[heard[table[phones]]].float().mean().item(),
+        "bilabial_precision": table[phones[table[heard]]].float().mean().item(),
+    }
+    if real:
+        generator, same = Generator().manual_seed(0), []
+        for utterance in thinned(real):
+            mel = as_tensor(utterance)
+            disturbed = disturb(mel, generator).clamp(*MEL_RANGE)
+            same.append(phones_heard(encoder, mel) == phones_heard(encoder, disturbed))
+        result["agreement_real"] = torch.cat(same).float().mean().item()
+    return result
+
+
+def thinned(utterances: list[Utterance]) -> list[Utterance]:
+    """Every so manieth, so that there are not many more states than are worth looking at."""
+    n_states = sum(len(u.phones) for u in utterances)
+    return utterances[:: max(1, round(n_states / _LOOKED_AT))]
+
+
+def as_tensor(utterance: Utterance) -> Tensor:
+    return torch.from_numpy(utterance.mel.astype(np.float32))[None]  # [1, 2 N, 64]
+
+
+def phones_heard(encoder: nn.Module, mel: Tensor) -> Tensor:
+    """The likeliest phones [N] of one utterance [1, 2 N, 64]."""
+    device = next(encoder.parameters()).device
+    heard: Tensor = encoder(mel.to(device)).phone_logits[0].argmax(dim=-1).cpu()
+    return heard
+
+
+@torch.no_grad()
+def draw_samples(encoder: nn.Module, utterances: list[Utterance], path: Path, n_states: int = 250) -> None:
+    """A PNG: of each utterance its columns, and below it what is heard, a row for each phone, bilabials in red.
+
+    The true phones, where they are known, are dots.
+    """
+    from PIL import Image
+
+    bilabial = feature_table()[:, _BILABIAL].bool().numpy()
+    rows = []
+    for utterance in utterances:
+        mel = as_tensor(utterance)[:, : 2 * n_states]
+        n = mel.shape[1] // 2
+        chance = (
+            encoder(mel.to(next(encoder.parameters()).device)).phone_logits[0].float().softmax(dim=-1).cpu().numpy()
+        )
+        picture = np.full((64 + 6 * len(PHONES) + 8, 2 * n_states, 3), 255, np.uint8)
+        picture[:64, : 2 * n] = ((mel[0].numpy().T[::-1, :, None] + 6) * 25.5).clip(0, 255)
+        grey = np.repeat(np.repeat(255 * (1 - chance.T), 6, axis=0), 2, axis=1)  # [6 P, 2 n]
+        is_red = np.repeat(bilabial, 6)
+        picture[64 : 64 + len(grey), : 2 * n] = grey[..., None]
+        picture[64 : 64 + len(grey), : 2 * n, 0][is_red] = 255
+        for k, phone in enumerate(utterance.phones[:n].tolist()):
+            if phone != UNKNOWN:
+                picture[64 + 6 * phone + 2 : 64 + 6 * phone + 4, 2 * k : 2 * k + 2] = (0, 90, 200)
+        rows.append(picture)
+    Image.fromarray(np.concatenate(rows)).resize((4 * n_states, 2 * sum(map(len, rows)))).save(path)
