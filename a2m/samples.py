@@ -16,7 +16,7 @@ from a2m.space import MotionSpace, mirror_rest, mirror_slow, rest_motion, slow_m
 from common.face.model import LIP_STREAM, FaceModel, mirror
 
 Sample = dict[str, Tensor]
-_LEAST_MUTED, _RAMP = 8, 4  # frames
+_LEAST_MUTED, _RAMP = 12, 4  # frames
 
 
 @dataclass
@@ -135,17 +135,13 @@ class Speech:
 
 def shut_while(n: int, muted: slice) -> Tensor:
     """[n]: 1 where the mouth is held closed, for it closes when the voice has ended and opens before it begins."""
-    shut = torch.zeros(n)
-    shut[muted] = 1.0
-    if muted.stop == 0 or bool(shut.all()):
-        return shut
-    ramp = 0.5 - 0.5 * torch.cos(torch.pi * (torch.arange(_RAMP) + 0.5) / _RAMP)  # 0 to 1
-    length = muted.stop - muted.start
-    if muted.start > 0:
-        shut[muted.start : muted.start + _RAMP] *= ramp[:length]
-    if muted.stop < n:
-        shut[max(muted.start, muted.stop - _RAMP) : muted.stop] *= ramp.flip(0)[-length:]
-    return shut
+    inside = torch.zeros(n, dtype=torch.bool)
+    inside[muted] = True
+    frame, far = torch.arange(n) + 0.5, torch.full((n,), torch.inf)
+    since = frame - muted.start if muted.start else far
+    until = muted.stop - frame if muted.stop < n else far
+    progress = (torch.minimum(since, until) / _RAMP).clamp(0, 1)
+    return inside * (0.5 - 0.5 * torch.cos(torch.pi * progress))
 
 
 def hear(clip: Clip, start: float, n: int, speed: float, generator: Generator, muted: slice = slice(0)) -> Tensor:
