@@ -109,13 +109,13 @@ def plane_claims(values: Mapping[str, Sequence[Quality]]) -> list[Claim]:
 def openings_of_mouths(data_dir: Path, split: str, weights: str, n_seeds: int) -> None:
     face_model = FaceModel.builtin()
     others = read_clips(data_dir, "val", face_model)
-    rivals = baselines([], others, n_seeds, face_model)
+    rivals = baselines([], others, n_seeds)
     forecasts: dict[str, Forecast] = {"ours": sampled(weights, n_seeds), **rivals}
     clips = others if split == "val" else read_clips(data_dir, split, face_model)
     for title, is_word in (("running speech", False), ("single words", True)):
         chosen = [clip for clip in clips if clip.is_word is is_word]
         persons = [clip.person for clip in chosen]
-        values = {name: [score(each(clip), clip.opening) for clip in chosen] for name, each in forecasts.items()}
+        values = {name: [score(each(clip), clip) for clip in chosen] for name, each in forecasts.items()}
         print(f"\nStage one, {split} split, {title}: {count(persons)}, {n_seeds} samples each\n")
         print(table(openings.COLUMNS, values, [("ours", name) for name in COMPARED], persons) + "\n")
         energy = next(column for column in openings.COLUMNS if column.field == "energy")

@@ -1,10 +1,11 @@
 """How good both stages are, beside what is simpler and what is the best they could reach:
 
-    python -m benchmarks.quality a2m --data DIR [--split test]
+    python -m benchmarks.quality a2m --data DIR [--split test] [--lags JSON]
     python -m benchmarks.quality m2v --data DIR [--split test] [--steps 1 4 8 16]
 
 Figures are means over people, in brackets their 95 % interval by drawing people with replacement; digits are those that
-it allows. Differences are paired: both methods on the same clip. Running speech and single words are told apart.
+it allows. Differences are paired: both methods on the same clip. Running speech and single words are told apart. What
+is asked of running speech stands below its tables (`benchmarks.bars`); `benchmarks.speech_bars` has what else is asked.
 """
 
 import argparse
@@ -14,8 +15,9 @@ from pathlib import Path
 
 import torch
 
-from a2m.data import read_clips
-from benchmarks.openings import ATOM, COLUMNS, REGRESSION, RESTORED, WITH_ERRORS, baselines, sampled, score
+from a2m.regression import WEIGHTS
+from benchmarks.following import PARTS, following
+from benchmarks.openings import ATOM
 from benchmarks.renders import (
     MOTION_COLUMNS,
     PICTURE_COLUMNS,
@@ -28,11 +30,9 @@ from benchmarks.renders import (
     warped,
 )
 from benchmarks.report import count, run_main, table
-from common.face.model import FaceModel
 from common.memory import keep_freed_memory
 from m2v.pipeline import AUTOENCODER, DENOISER, MCVDM
 
-PARTS = (("Running speech", False), ("Single words (LRW-AR)", True))
 REPEATED, WARP, ZERO, CEILING = "picture repeated", "warp", "ours, planes zero", "autoencoder, true planes"
 
 
@@ -46,6 +46,9 @@ def main() -> None:
         stage.add_argument("--threads", type=int, default=1, help="cores to use (default 1)")
     a2m.add_argument("--seeds", type=int, default=8, help="samples per clip (default 8)")
     a2m.add_argument("--weights", default=ATOM, help="built-in name, folder or hub id")
+    a2m.add_argument("--against", help="other weights of AToM-Net, compared on the same clips")
+    a2m.add_argument("--regression", default=WEIGHTS, help="weights of the yardstick")
+    a2m.add_argument("--lags", type=Path, metavar="JSON", help="of python -m a2m.lag: clips are realigned first")
     m2v.add_argument("--steps", type=int, nargs="+", default=[1, 4, 8, 16])
     m2v.add_argument("--autoencoder", default=AUTOENCODER, help="built-in name, folder or hub id")
     m2v.add_argument("--denoiser", default=DENOISER, help="likewise")
@@ -57,37 +60,12 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     started = time.perf_counter()
     if args.stage == "a2m":
-        speech_to_motion(args.data, args.split, args.weights, args.seeds)
+        following(args.data, args.split, args.weights, args.seeds, args.regression, args.lags, args.against)
     else:
         model = MCVDM.from_pretrained(args.autoencoder, args.denoiser)
         scenes = read_scenes(args.data, args.split, args.clips_per_person, args.max_frames)
         motion_to_video(scenes, model, args.steps, args.every)
     print(f"\nmeasured in {time.perf_counter() - started:.0f} s")
-
-
-# ---- stage one ------------------------------------------------------------------------------------------------------
-
-
-def speech_to_motion(data_dir: Path, split: str, weights: str, n_seeds: int) -> None:
-    face_model = FaceModel.builtin()
-    train_clips, others = (read_clips(data_dir, part, face_model) for part in ("train", "val"))
-    forecasts = baselines(train_clips, others, n_seeds, face_model)
-    ours = sampled(weights, n_seeds)
-    mean, single = f"ours, mean of {n_seeds} samples", "ours, single samples"
-    pairs = [(mean, REGRESSION), (single, REGRESSION), (single, RESTORED), (single, WITH_ERRORS)]
-    clips = read_clips(data_dir, split, face_model)
-    for title, is_word in PARTS:
-        chosen = [clip for clip in clips if clip.is_word is is_word]
-        persons = [clip.person for clip in chosen]
-        if not chosen:
-            continue
-        values = {name: [score(each(clip), clip.opening) for clip in chosen] for name, each in forecasts.items()}
-        samples = [(ours(clip), clip.opening) for clip in chosen]
-        values[mean] = [score(x.mean(dim=0, keepdim=True), real) for x, real in samples]
-        values[single] = [score(x, real) for x, real in samples]
-        seconds = sum(len(clip.mel) for clip in chosen) / 25
-        print(f"\n{title}: {count(persons)}, {seconds / 60:.1f} min\n")
-        print(table(COLUMNS, values, pairs, persons), flush=True)
 
 
 # ---- stage two ------------------------------------------------------------------------------------------------------

@@ -16,11 +16,10 @@ from torch import Tensor
 
 from a2m.data import Clip, read_clips
 from a2m.regression import WEIGHTS, Regression
-from a2m.regression_train import clip_correlation, model_input
-from a2m.speech import mouth_gate
+from a2m.regression_train import clip_correlation
+from benchmarks.openings import regressed
 from benchmarks.report import run_main
-from common.face.model import LIP_STREAM, FaceModel, mouth_opening
-from common.face.mouth import keep_lips_apart, lip_gap
+from common.face.model import FaceModel
 
 MAX_LAG = 5
 Predictor = Callable[[Clip], Tensor]
@@ -50,20 +49,6 @@ def score(clip: Clip, predicted: Tensor) -> Score:
     error = ((real - real.mean()) - (predicted - predicted.mean())).abs().mean()
     amplitude = float(predicted.std() / real.std().clamp(min=1e-6))
     return Score(clip.person, by_lag[0], by_lag[best], best, amplitude, float(error / still))
-
-
-def regression(model: Regression, is_stretched: bool, face_model: FaceModel) -> Predictor:
-    """What a2m.pipeline shows on the mean face: predicted, gated, lips kept apart."""
-
-    @torch.no_grad()
-    def predict(clip: Clip) -> Tensor:
-        coefficients = model(model_input(clip))[0]
-        motion, _ = model.decode(model.stretched(coefficients) if is_stretched else coefficients)
-        points = face_model.mean.repeat(len(motion), 1, 1)
-        points[:, LIP_STREAM, :] += mouth_gate(clip.sound)[:, None, None] * motion
-        return mouth_opening(keep_lips_apart(points, lip_gap(face_model.mean).clamp(max=0)))
-
-    return predict
 
 
 def loudness(clip: Clip) -> Tensor:
@@ -110,17 +95,17 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     face_model = FaceModel.builtin()
-    report(read_clips(arguments.data, arguments.split, face_model), arguments.weights, face_model)
+    report(read_clips(arguments.data, arguments.split, face_model), arguments.weights)
 
 
-def report(clips: list[Clip], weights: str, face_model: FaceModel) -> None:
+def report(clips: list[Clip], weights: str) -> None:
     """Print one table for running speech and one for single words."""
     model = Regression.from_pretrained(weights)
     predictors: dict[str, Predictor] = {
         "mouth held still": lambda clip: torch.zeros_like(clip.opening),
         "loudness": loudness,
-        "regression, raw": regression(model, False, face_model),
-        "regression, variance restored": regression(model, True, face_model),
+        "regression, raw": lambda clip: regressed(model, False)(clip).opening[0],
+        "regression, variance restored": lambda clip: regressed(model, True)(clip).opening[0],
     }
     for title, is_word in (("Running speech", False), ("Single words", True)):
         chosen = [clip for clip in clips if clip.is_word is is_word]

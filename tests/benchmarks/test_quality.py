@@ -16,7 +16,8 @@ from benchmarks import diffusion_ablation as ablation
 from benchmarks import openings, renders
 from benchmarks.renders import Quality, Scene
 from common.face.framing import ReferencePicture
-from common.face.model import FaceModel
+from common.face.model import LIP_STREAM, FaceModel, mouth_opening
+from common.face.mouth import closed, opening_direction
 from common.face.pos import Pose
 from m2v.autoencoder import Autoencoder, AutoencoderConfig
 from m2v.denoiser import Denoiser, DenoiserConfig
@@ -197,14 +198,16 @@ def heard(opening: Tensor, seed: int) -> Clip:
 def test_retrieval_gives_a_training_clip_back() -> None:
     clip = heard(spoken(60), 1)
     found = openings.Retrieval([clip])(clip)
-    assert found.shape == (1, 60)
-    assert openings.score(found, clip.opening).correlation > 0.95
-    assert openings.score(found, clip.opening).error < 0.4
+    assert found.opening.shape == (1, 60)
+    assert found.lips is not None
+    assert found.lips.shape == (1, 60, 37, 3)
+    assert openings.score(found, clip).correlation > 0.95
+    assert openings.score(found, clip).error < 0.4
 
 
 @pytest.mark.parametrize("n_frames", [12, 20, 25, 31])
 def test_retrieval_answers_clips_of_any_length(n_frames: int) -> None:
-    forecast = openings.Retrieval([heard(spoken(60), 1)])(heard(spoken(n_frames), 2))
+    forecast = openings.Retrieval([heard(spoken(60), 1)])(heard(spoken(n_frames), 2)).opening
     assert forecast.shape == (1, n_frames)
     assert forecast.isfinite().all()
 
@@ -223,16 +226,53 @@ def test_other_people_lend_their_mouths(n_frames: int) -> None:
 
 
 def test_score_of_samples_is_the_mean_of_theirs_but_for_the_energy() -> None:
-    real = spoken()
+    clip = clip_of(spoken())
+    real = clip.opening
     samples = torch.stack([real, real.mean() + (real - real.mean()) / 2])
-    score = openings.score(samples, real)
+    score = openings.score(openings.Course(samples), clip)
     assert score.amplitude == pytest.approx(0.75, abs=1e-4)
     assert score.roughness == pytest.approx(0.75, abs=1e-4)
     assert score.error == pytest.approx(0.25, abs=1e-4)
+    assert score.peak == 1
+    assert math.isnan(score.lmd)  # an opening has no landmarks
     # E|X - y| = d / 2 and E|X - X'| = d, with d half the deviation of the real course: 0.
     assert score.energy == pytest.approx(0, abs=1e-2)
-    still = openings.score(torch.zeros(1, len(real)), real)
+    still = openings.score(openings.held_still(clip), clip)
     assert still.energy == pytest.approx(1000 * float(real.std(correction=0)), rel=1e-4)
+    assert math.isnan(still.peak)
+
+
+def test_lips_are_judged_from_the_closed_mouth_and_about_their_means() -> None:
+    """A face whose lower lip falls: motion that repeats it is exact both ways, the same a little lower one way only."""
+    model = FaceModel.builtin()
+    fall = 0.3 * spoken(30).abs()
+    fall[7] = 0  # the frame that the rest is taken from
+    clip = clip_of(torch.ones(30))
+    moved = (closed(model.mean, opening_direction(model)) - model.mean).repeat(30, 1, 1)
+    lower = [LIP_STREAM.index(point) for point in (65, 66, 67, 56, 57, 58)]
+    moved[:, [LIP_STREAM[k] for k in lower], 1] -= fall[:, None]
+    clip = replace(clip, lm3d=moved, opening=mouth_opening(moved + model.mean), sound=torch.ones(30, dtype=torch.bool))
+    exact, low = torch.zeros(1, 30, 37, 3), torch.zeros(1, 30, 37, 3)
+    exact[0, :, lower, 1] = -fall[:, None]
+    low[:] = exact
+    low[0, :, lower, 1] -= 0.05
+    scores = [openings.score(openings.shown(lips, clip), clip) for lips in (exact, low)]
+    assert scores[0].lmd == pytest.approx(0, abs=1e-3)
+    assert scores[0].lmd_course == pytest.approx(0, abs=1e-3)
+    assert scores[1].lmd == pytest.approx(100 * 0.05 * 6 / 20 / clip.eye_distance, rel=1e-3)
+    assert scores[1].lmd_course == pytest.approx(0, abs=1e-3)
+    still = openings.score(openings.held_still(clip), clip)
+    assert still.lmd == pytest.approx(100 * float(fall.mean()) * 6 / 20 / clip.eye_distance, rel=1e-3)
+    about = float((fall - fall.mean()).abs().mean())
+    assert still.lmd_course == pytest.approx(100 * about * 6 / 20 / clip.eye_distance, rel=1e-3)
+
+
+def test_the_mean_of_samples_is_a_forecast_of_one() -> None:
+    lips = torch.randn(4, 9, 37, 3, generator=Generator().manual_seed(0))
+    mean = openings.Course(lips[..., 0, 0], lips).mean()
+    assert mean.lips is not None
+    assert torch.equal(mean.opening, lips[..., 0, 0].mean(dim=0)[None])
+    assert torch.equal(mean.lips, lips.mean(dim=0)[None])
 
 
 # Verdicts

@@ -10,10 +10,13 @@ from torch import Generator, Tensor
 
 from common.metrics.motion import (
     amplitude_ratio,
+    best_lag,
     centred,
     correlation,
     energy_score,
     error_by_still,
+    jerk_ratio,
+    landmark_distance,
     rescaled,
     roughness_ratio,
 )
@@ -70,6 +73,38 @@ def test_trembling_is_rough_and_steady_motion_is_not() -> None:
     assert roughness_ratio(tremble, real) == pytest.approx(0.04 / (math.sqrt(0.5) / 16), rel=0.05)
     assert roughness_ratio(real + 0.1 * (-1) ** time, real) > 8
     assert roughness_ratio(torch.zeros(60, dtype=torch.float64), real) == 0
+
+
+def test_jerk_is_measured_against_the_smoothed_track() -> None:
+    """Slow waves pass the track's filter: their jerk is the track's; a tracker's trembling is no jerk to be reached."""
+    time = torch.arange(200, dtype=torch.float64)
+    wave = torch.sin(time / 4)  # 1 Hz
+    trembling = wave + 0.1 * (-1) ** time
+    assert jerk_ratio(wave, wave) == pytest.approx(1, abs=0.05)
+    assert jerk_ratio(trembling, wave) > 20
+    # Of what alternates, the filter leaves 13 / 35.
+    raw = float(wave.diff(n=3).norm() / trembling.diff(n=3).norm())
+    assert jerk_ratio(wave, trembling) == pytest.approx(raw * 35 / 13, rel=0.05)
+    assert jerk_ratio(2 * wave + 3, wave) == pytest.approx(2 * jerk_ratio(wave, wave))
+    assert math.isnan(jerk_ratio(wave[:4], wave[:4]))
+
+
+@pytest.mark.parametrize("lag", [-5, -1, 0, 3])
+def test_the_best_lag_is_that_of_a_delayed_copy(lag: int) -> None:
+    both = noise(60)
+    real, late = both[10:50], both[10 - lag : 50 - lag]
+    assert best_lag(late, real) == lag
+    assert best_lag(-3 * late + 1, -real) == lag
+    assert best_lag(torch.zeros(40), torch.zeros(40)) == 0  # nothing to follow
+    assert abs(best_lag(late[:4], real[:4])) <= 1  # what is left must be a course
+
+
+def test_landmark_distance_is_the_mean_over_points_and_frames() -> None:
+    real = noise(5, 4, 2)
+    moved = real.clone()
+    moved[1, 2] += torch.tensor([3.0, 4.0])
+    assert landmark_distance(real, real) == 0
+    assert landmark_distance(moved, real) == pytest.approx(5 / 20)
 
 
 # Energy score
