@@ -93,6 +93,12 @@ class Utterance:
         inside = (times_s >= 0) & (times_s < self.ends_s[-1])
         return np.where(inside, self.phones[index.clip(0)], _SILENCE)
 
+    def until(self, time_s: float) -> "Utterance":
+        """What comes before a time."""
+        kept = self.starts_s < time_s
+        audio = self.audio[: round(time_s * SAMPLE_RATE_HZ)]
+        return Utterance(audio, self.phones[kept], self.starts_s[kept], self.ends_s[kept].clip(max=time_s))
+
 
 def synthesise(text: str, speaker: Speaker) -> Utterance:
     """Speak a text, with a tenth of a second of silence around it.
@@ -119,7 +125,8 @@ def _with_closures(marks: Marks, audio: np.ndarray, rate_hz: int) -> Marks:
     """
     level_db = _block_levels(audio, rate_hz)
     result: Marks = []
-    before_s, before = 0.0, (_SILENCE,)
+    before_s = 0.0
+    before: tuple[int, ...] = (_SILENCE,)
     for start_s, phones in marks:
         is_stop, after_pause = phones[0] in _STOPS, before == (_SILENCE,)
         quiet_s = _quiet_before(level_db, start_s, before_s, is_stop and not after_pause)
@@ -264,7 +271,7 @@ class _Espeak:
         if self.rate_hz <= 0:
             raise InputError("espeak-ng does not find its data: install it again (package espeak-ng).")
         self._blocks: list[np.ndarray] = []
-        self._marks: Marks = []
+        self._symbols: list[tuple[float, str]] = []
         self._callback = _CALLBACK(self._receive)  # kept: the library holds no reference
         self._library.espeak_SetSynthCallback(self._callback)
 
@@ -280,12 +287,19 @@ class _Espeak:
             raise InputError(f"espeak-ng has no voice {voice!r}: see `espeak-ng --voices` and `--voices=variant`.")
         self._library.espeak_SetParameter(_RATE, round(speaker.rate), 0)
         self._library.espeak_SetParameter(_PITCH, round(50 + 72 * np.log2(speaker.pitch)), 0)
-        self._blocks, self._marks = [], []
+        self._blocks, self._symbols = [], []
         content = text.encode()
         self._library.espeak_Synth(content, len(content) + 1, 0, 1, 0, _UTF8, None, None)
         self._library.espeak_Synchronize()
         samples = np.concatenate([*self._blocks, np.zeros(0, np.int16)])
-        return samples.astype(np.float32) / 32768, self.rate_hz, list(self._marks)
+        marks: Marks = []
+        for start_s, symbol in self._symbols:
+            phones = phones_of_ipa(symbol)
+            if symbol == "" or phones != (
+                _SILENCE,
+            ):  # nothing is a pause; a lone mark ("ː") goes on with what was before
+                marks.append((start_s, phones))
+        return samples.astype(np.float32) / 32768, self.rate_hz, marks
 
     def languages(self) -> list[str]:
         return [code for code, _ in self._voices(None)]
@@ -318,18 +332,17 @@ class _Espeak:
         # The string fills its 8 bytes without an end where it is that long.
         raw = ctypes.string_at(ctypes.addressof(event) + _Event.id.offset, 8).split(b"\0")[0]
         symbol = raw.decode("utf-8", errors="ignore")
-        if symbol.startswith("("):  # "(en)": the language changes
-            return
-        phones = phones_of_ipa(symbol)
-        if symbol == "" or phones != (_SILENCE,):  # nothing is a pause; a lone mark ("ː") goes on with what was before
-            self._marks.append((event.audio_position / 1000, phones))
+        if not symbol.startswith("("):  # "(en)": the language changes
+            self._symbols.append((event.audio_position / 1000, symbol))
 
 
+@cache
 def espeak_languages() -> tuple[str, ...]:
     """The codes of espeak-ng's languages and accents, sorted. InputError where it is missing."""
     return tuple(sorted(set(_Espeak.get().languages())))
 
 
+@cache
 def espeak_variants() -> tuple[str, ...]:
     """The names of espeak-ng's variants of voice, sorted, with "" for none."""
     return ("", *sorted(set(_Espeak.get().variants())))
