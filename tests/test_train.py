@@ -179,11 +179,14 @@ def test_speech_to_motion_trains_goes_on_and_starts_from_weights(data_dir: Path,
 
 def test_the_phonetic_encoder_trains_on_a_corpus_and_on_real_speech(data_dir: Path, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
-    (tmp_path / "corpus").mkdir()
-    np.save(tmp_path / "corpus" / "mel.npy", random.normal(size=(1200, 64)).astype(np.float16))
-    np.save(tmp_path / "corpus" / "phones.npy", random.integers(0, 40, 600).astype(np.int8))
-    rows = [{"first": 0, "n_states": 400, "split": "train"}, {"first": 400, "n_states": 200, "split": "held-out"}]
-    (tmp_path / "corpus" / "index.json").write_text(json.dumps({"utterances": rows}))
+    for part, n in (("train", 400), ("held_out", 200)):
+        folder = tmp_path / "corpus" / part
+        folder.mkdir(parents=True)
+        np.save(folder / "mel.npy", random.normal(size=(2 * n, 64)).astype(np.float16))
+        np.save(folder / "phones.npy", random.integers(0, 40, n).astype(np.int8))
+        np.save(folder / "sound.npy", np.ones(n // 2, bool))
+        row = {"first": 0, "n": n, "speaker": "", "language": "", "text": ""}
+        (folder / "index.json").write_text(json.dumps({"utterances": [row]}))
     sizes = ["model.width=16", "model.dilations=[1,2]", "options.crop_states=50", "options.real_share=0.5"]
     common = ["stage=phonetics", f"corpus={tmp_path / 'corpus'}", f"data={data_dir}", *TINY, *sizes]
     train_a2m.main([*common, f"out={tmp_path / 'run'}"])

@@ -44,12 +44,12 @@ def disturb(mel: Tensor, generator: Generator) -> Tensor:
     x = other_throat(mel, draw.uniform(0.8, 1.25))
     x = x * draw.uniform(0.8, 1.15) * (1 + smooth_curves(draw, 0.06))  # narrower or wider dynamics, by band
     before = x
-    x = torch.where(draw.happens(0.4), echo(x, draw.uniform(0.2, 0.7), draw.uniform(0.3, 1.5)), x)
+    x = torch.where(draw.happens(0.25), echo(x, draw.uniform(0.2, 0.7), draw.uniform(0.3, 1.5)), x)
     company = other_throat(mel.roll(1, dims=0), draw.uniform(0.85, 1.2)) - draw.uniform(0.7, 2.5)
-    x = torch.where(draw.happens(0.35), add_power(x, company), x)
+    x = torch.where(draw.happens(0.25), add_power(x, company), x)
     tilt = draw.uniform(-2, 2) * torch.linspace(-0.5, 0.5, N_MELS, device=x.device) + smooth_curves(draw, 0.3)
     noise = draw.uniform(-4.5, -0.7) + tilt + 0.25 * draw.normal(*x.shape[1:])
-    x = torch.where(draw.happens(0.65), add_power(x, noise), x)
+    x = torch.where(draw.happens(0.5), add_power(x, noise), x)
     # The mean is the noisy voice's own, but for what a short or unusual recording gets wrong.
     loudness = before.mean(dim=-1, keepdim=True)
     weight = (loudness > loudness.quantile(0.95, dim=1, keepdim=True) - _LOUD).to(x)

@@ -8,10 +8,9 @@ noisy student training, Xie et al. 2020, and FixMatch, Sohn et al. 2020).
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -22,13 +21,13 @@ from torch import Generator, Tensor, nn
 
 from a2m.data import interpolate
 from a2m.phonetics.augmentation import disturb, mask
+from a2m.phonetics.corpus import PARTS, Part, read_part
 from a2m.phonetics.encoder import WEIGHTS, Phonetic, PhoneticConfig, PhoneticEncoder
 from a2m.phonetics.inventory import FEATURES, PHONES, SILENCE, feature_table
 from a2m.regression import MEL_RANGE
 from a2m.speech import analyse, mel_columns
 from common.clip_index import read_index
 from common.errors import InputError
-from common.files import check_input
 from common.media import read_audio
 from common.trainer import Task
 
@@ -36,9 +35,9 @@ log = logging.getLogger(__name__)
 
 Batch = dict[str, Tensor]
 
-INDEX_NAME = "index.json"
 UNKNOWN = -1  # the phone of states that no synthesiser made
 _BILABIAL = FEATURES.index("bilabial")
+_LIPS = [_BILABIAL, FEATURES.index("labiodental")]
 _LOOKED_AT = 30_000  # states: ten minutes of held-out speech are enough
 _REAL_SUFFIXES = (".ogg", ".wav", ".flac", ".mp3", ".m4a", ".opus")
 
@@ -51,6 +50,7 @@ class PhoneticDataConfig:
     stretch: float = 0.25  # speech is heard faster or slower by up to this share
     real_share: float = 0.3  # of the samples: real speech
     feature_weight: float = 2.0  # of the articulatory features against the phones
+    lips_weight: float = 2.0  # of states in which the lips close or nearly do: few, and all can see them
     agreement_weight: float = 1.0  # of what real speech teaches
     agreement_from: int = 30_000  # samples until it has its full weight: a beginner teaches nonsense
     sharpness: float = 1.25  # the teacher's logits are multiplied by this
@@ -109,18 +109,18 @@ def cut(utterances: list[Utterance], ends: np.ndarray, first: int, n_states: int
 
 def read_corpus(folder: Path) -> tuple[list[Utterance], list[Utterance]]:
     """The training and the held-out utterances of a corpus, or of all the corpora in a folder, on disk until used."""
-    folders = [folder] if (folder / INDEX_NAME).is_file() else sorted(p.parent for p in folder.glob(f"*/{INDEX_NAME}"))
-    parts: dict[bool, list[Utterance]] = {False: [], True: []}
-    for each in folders:
-        for name in ("mel.npy", "phones.npy"):
-            check_input(each / name, "part of the corpus")
-        mel, phones = (np.load(each / name, mmap_mode="r") for name in ("mel.npy", "phones.npy"))
-        for row in json.loads((each / INDEX_NAME).read_text(encoding="utf-8"))["utterances"]:
-            first, last = row["first"], row["first"] + row["n_states"]
-            parts[row["split"] == "train"].append(Utterance(mel[2 * first : 2 * last], phones[first:last]))
-    if not all(parts.values()):
-        raise InputError(f"{folder} holds no whole corpus: make one with `python -m a2m.phonetics.corpus --out DIR`.")
-    return parts[True], parts[False]
+    folders = [folder] if (folder / PARTS[0]).is_dir() else sorted(path.parent for path in folder.glob(f"*/{PARTS[0]}"))
+    if not folders:
+        raise InputError(f"{folder} holds no corpus: make one with `python -m a2m.phonetics.corpus --out {folder}`.")
+
+    train, held_out = ([each for path in folders for each in utterances(read_part(path, name))] for name in PARTS)
+    return train, held_out
+
+
+def utterances(part: Part) -> Iterator[Utterance]:
+    for entry in part.utterances:
+        first, last = entry.first, entry.first + entry.n
+        yield Utterance(part.mel[2 * first : 2 * last], part.phones[first:last])
 
 
 def read_real(paths: list[Path]) -> list[Utterance]:
@@ -165,14 +165,16 @@ def make_loss(options: PhoneticDataConfig) -> Callable[[nn.Module, Batch, Genera
 
 def supervised(said: Phonetic, phones: Tensor, table: Tensor, options: PhoneticDataConfig) -> dict[str, Tensor]:
     """Cross-entropy of phones [B, N] and of their features, as means over all states, unknown ones counting nothing."""
-    is_known, target = phones != UNKNOWN, phones.clamp(min=0)
+    target = phones.clamp(min=0)
+    is_at_lips = table[target][..., _LIPS].any(dim=-1)
+    weight = torch.where(is_at_lips, options.lips_weight, 1.0) * (phones != UNKNOWN)
     each = nn.functional.cross_entropy(said.phone_logits.float().mT, target, reduction="none")
     features = nn.functional.binary_cross_entropy_with_logits(
         said.feature_logits.float(), table[target], reduction="none"
     )
     return {
-        "phones": (each * is_known).mean(),
-        "features": options.feature_weight * (features.mean(dim=-1) * is_known).mean(),
+        "phones": (each * weight).mean(),
+        "features": options.feature_weight * (features.mean(dim=-1) * weight).mean(),
     }
 
 
@@ -253,31 +255,36 @@ def make_task(
 
 @torch.no_grad()
 def validate(encoder: nn.Module, held_out: list[Utterance], real: list[Utterance]) -> dict[str, float]:
-    """Shares of states: phones told right (all; but for silence), bilabials heard, and right where heard; on real
+    """`shares` on held-out synthesised speech, `agreement_real` on real speech, if there is any."""
+    chosen = thinned(held_out)
+    heard = torch.cat([phones_heard(encoder, as_tensor(utterance)) for utterance in chosen])
+    result = shares(heard, torch.cat([torch.from_numpy(utterance.phones).long() for utterance in chosen]))
+    return result | ({"agreement_real": agreement_real(encoder, thinned(real))} if real else {})
 
-    speech, the same phone heard with and without disturbance.
+
+def shares(heard: Tensor, phones: Tensor) -> dict[str, float]:
+    """Of states [N]: how many are heard right, with and without those of silence, and of bilabials, how many are heard
+
+    as such, and how many of those heard are such.
     """
-    table = feature_table()[:, _BILABIAL].bool()
-    said, true = [], []
-    for utterance in thinned(held_out):
-        said.append(phones_heard(encoder, as_tensor(utterance)))
-        true.append(torch.from_numpy(utterance.phones.astype(np.int64)))
-    heard, phones = torch.cat(said), torch.cat(true)
+    is_bilabial = feature_table()[:, _BILABIAL].bool()
     is_right, speaks = heard == phones, phones != PHONES.index(SILENCE)
-    result = {
+    return {
         "accuracy": is_right.float().mean().item(),
         "accuracy_speaking": is_right[speaks].float().mean().item(),
-        "bilabial_recall": table[heard[table[phones]]].float().mean().item(),
-        "bilabial_precision": table[phones[table[heard]]].float().mean().item(),
+        "bilabial_recall": is_bilabial[heard[is_bilabial[phones]]].float().mean().item(),
+        "bilabial_precision": is_bilabial[phones[is_bilabial[heard]]].float().mean().item(),
     }
-    if real:
-        generator, same = Generator().manual_seed(0), []
-        for utterance in thinned(real):
-            mel = as_tensor(utterance)
-            disturbed = disturb(mel, generator).clamp(*MEL_RANGE)
-            same.append(phones_heard(encoder, mel) == phones_heard(encoder, disturbed))
-        result["agreement_real"] = torch.cat(same).float().mean().item()
-    return result
+
+
+def agreement_real(encoder: nn.Module, real: list[Utterance]) -> float:
+    """The share of states of real speech in which the same phone is heard with and without disturbance."""
+    generator, same = Generator().manual_seed(0), []
+    for utterance in real:
+        mel = as_tensor(utterance)
+        disturbed = disturb(mel, generator).clamp(*MEL_RANGE)
+        same.append(phones_heard(encoder, mel) == phones_heard(encoder, disturbed))
+    return torch.cat(same).float().mean().item()
 
 
 def thinned(utterances: list[Utterance]) -> list[Utterance]:

@@ -1,6 +1,7 @@
 """The phonetic encoder's training: crops, the two losses, what is reported, and a corpus learnt by heart."""
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from torch import Generator
 
+from a2m.phonetics.corpus import PARTS, Entry
 from a2m.phonetics.encoder import Phonetic, PhoneticConfig, PhoneticEncoder
 from a2m.phonetics.inventory import PHONES, feature_table
 from a2m.phonetics.training import (
@@ -41,17 +43,19 @@ def utterance(n_states: int, seed: int, is_real: bool = False) -> Utterance:
     return Utterance(mel.astype(np.float16), known.astype(np.int8))
 
 
-def write_corpus(folder: Path, utterances: list[Utterance], n_held_out: int) -> None:
-    folder.mkdir()
-    np.save(folder / "mel.npy", np.concatenate([u.mel for u in utterances]))
-    np.save(folder / "phones.npy", np.concatenate([u.phones for u in utterances]))
-    lengths = [len(u.phones) for u in utterances]
-    firsts = np.cumsum([0, *lengths])[:-1].tolist()
-    rows = [
-        {"first": first, "n_states": n, "split": "held-out" if k < n_held_out else "train"}
-        for k, (first, n) in enumerate(zip(firsts, lengths, strict=True))
-    ]
-    (folder / "index.json").write_text(json.dumps({"utterances": rows}))
+def write_corpus(folder: Path, train: list[Utterance], held_out: list[Utterance]) -> None:
+    """As `a2m.phonetics.corpus` does."""
+    for name, utterances in zip(PARTS, (train, held_out), strict=True):
+        path = folder / name
+        path.mkdir(parents=True)
+        phones = np.concatenate([u.phones for u in utterances])
+        np.save(path / "mel.npy", np.concatenate([u.mel for u in utterances]))
+        np.save(path / "phones.npy", phones)
+        np.save(path / "sound.npy", np.ones(len(phones) // 2, bool))
+        lengths = [len(u.phones) for u in utterances]
+        firsts = np.cumsum([0, *lengths])[:-1].tolist()
+        entries = [Entry(first, n, "", "", "") for first, n in zip(firsts, lengths, strict=True)]
+        (path / "index.json").write_text(json.dumps({"utterances": [asdict(entry) for entry in entries]}))
 
 
 def certain(phones: torch.Tensor, size: float) -> Phonetic:
@@ -62,14 +66,14 @@ def certain(phones: torch.Tensor, size: float) -> Phonetic:
 
 
 def test_a_corpus_is_read_as_written_and_so_are_several(tmp_path: Path) -> None:
-    parts = [utterance(n, n) for n in (20, 31, 44)]
+    parts = [utterance(n, n) for n in (20, 32, 44)]
     for name in ("a", "b"):
-        write_corpus(tmp_path / name, parts, n_held_out=1)
+        write_corpus(tmp_path / name, parts[1:], parts[:1])
     train_part, held_out = read_corpus(tmp_path / "a")
     assert len(held_out) == 1 and np.array_equal(held_out[0].mel, parts[0].mel)
     assert all(np.array_equal(a.phones, b.phones) for a, b in zip(train_part, parts[1:], strict=True))
     assert [len(part) for part in read_corpus(tmp_path)] == [4, 2]
-    with pytest.raises(InputError, match="no whole corpus"):
+    with pytest.raises(InputError, match="no corpus"):
         read_corpus(tmp_path / "nowhere")
 
 
@@ -116,6 +120,16 @@ def test_who_knows_all_has_no_loss_and_unknown_states_count_nothing() -> None:
     whole, known = (supervised(wrong, labels, feature_table(), PLAIN) for labels in (phones, half))
     first = supervised(Phonetic(*(each[:1] for each in wrong)), phones[:1], feature_table(), PLAIN)
     assert all(torch.isclose(known[name], first[name] / 2) and known[name] < whole[name] for name in known)
+
+
+def test_states_at_the_lips_weigh_more() -> None:
+    silent, closed = (torch.full((1, 6), PHONES.index(name)) for name in ("sil", "m"))
+    for phones, factor in ((silent, 1.0), (closed, 3.0)):
+        said = certain((phones + 1) % len(PHONES), 3.0)
+        once, more = (
+            supervised(said, phones, feature_table(), replace(PLAIN, lips_weight=weight)) for weight in (1.0, 3.0)
+        )
+        assert all(torch.isclose(more[name], factor * once[name]) for name in once)
 
 
 def test_a_student_who_says_the_same_agrees_best() -> None:
