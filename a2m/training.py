@@ -103,7 +103,9 @@ def setup(
     """
     lags = read_lags(lags_path) if lags_path else {}
     encoder = PhoneticEncoder.from_pretrained(phonetics) if phonetics else None
-    hubert = load_hubert(model, hubert_name)
+    hubert = load_hubert(model, hubert_name, "cuda" if torch.cuda.is_available() else "cpu")
+    if hubert is not None and options.muted_share > 0:
+        raise InputError("HuBERT's states can't be muted where they are kept: set options.muted_share=0.")
     face_model = FaceModel.builtin()
     clips, val_clips = (read_clips(data_dir, split, face_model) for split in ("train", "val"))
     for split, found in (("train", clips), ("val", val_clips)):
@@ -113,6 +115,9 @@ def setup(
         clips, val_clips = (with_states(part, data_dir, hubert, states_dir) for part in (clips, val_clips))
         model = replace(model, hubert=fingerprint(hubert))
     silent_clips = read_silent_clips(data_dir, "train", face_model) if options.silent_share > 0 else []
+    if hubert is not None:  # nobody hears them
+        nothing = torch.zeros(2, hubert.dim, dtype=torch.float16)
+        silent_clips = [replace(clip, states=nothing.expand(len(clip.mel), -1, -1)) for clip in silent_clips]
     clips, val_clips = realigned(clips, lags), realigned(val_clips, lags)
     return make_task(clips, val_clips, model, options, init, seed, silent_clips, encoder)
 

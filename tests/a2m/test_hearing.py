@@ -16,8 +16,8 @@ from a2m.data import Clip, read_clips, read_sound
 from a2m.hearing import clip_features, fingerprint, load_hubert, map_states, recording_features, with_states
 from a2m.model import AToMConfig
 from a2m.pipeline import AudioToMotion
+from a2m.samples import hear
 from a2m.speech import analyse
-from a2m.training import hear
 from common.audio import HubertFeatures
 from common.errors import InputError
 from common.face.model import FaceModel
@@ -46,6 +46,7 @@ def hubert_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     clips = [("a_00", "anna", "train", "talking", 40), ("c_00", "cleo", "val", "talking", 30)]
+    clips.append(("b_00", "bert", "train", "silent", 30))
     return write_data(tmp_path_factory.mktemp("tiny") / "data", clips)
 
 
@@ -170,8 +171,11 @@ def test_the_papers_model_trains_on_a_hubert_and_speaks_with_that_one_only(
 ) -> None:
     sizes = ["model=paper", "options=paper", "model.audio_dim=32", "model.width=32", "model.n_heads=2"]
     sizes += ["model.n_layers=1", "model.n_encoder_layers=1", "model.ff_width=32", "model.window=32", "model.overlap=8"]
-    quick = ["train.n_steps=1", "train.batch_size=2", "train.device=cpu", "train.validate_every=0"]
-    train_a2m.main([f"data={data_dir}", f"out={tmp_path / 'run'}", f"hubert={hubert_dir}", *sizes, *quick])
+    quick = ["train.n_steps=1", "train.batch_size=4", "train.device=cpu", "train.validate_every=0"]
+    given = [f"data={data_dir}", f"out={tmp_path / 'run'}", f"hubert={hubert_dir}", *sizes, *quick]
+    with pytest.raises(InputError, match="can't be muted"):
+        train_a2m.main([*given, "options.muted_share=0.1"])
+    train_a2m.main([*given, "options.silent_share=0.5"])
     assert len(list((tmp_path / "run" / "states").glob("*/*.npy"))) == 2  # train and val
 
     weights = tmp_path / "run" / "weights"
