@@ -11,13 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from a2m.model import AToMConfig, AToMNet
 from common.diffusion import ddim, pvdm_timesteps, q_sample
+
+if TYPE_CHECKING:  # the model's `stream` is the one below
+    from a2m.model import AToMConfig, AToMNet
 
 FADE_FRAMES = 6  # over which a network that knows no known frames is bent towards them: 0.24 s, a syllable
 _NOISE_FRAMES = 64  # drawn at once from one generator
@@ -211,17 +214,17 @@ class WindowSampler:
         return ddim(denoiser, x_T, self.timesteps, model.alpha_bar, "x_0", eta=eta, noise=noise, before_call=hold)
 
 
-def fitted(x_0_pred: Tensor, x_0: Tensor, is_known: Tensor) -> Tensor:
-    """x_0_pred [S, n, K] moved so that it meets x_0 at known frames [n], less and less over FADE_FRAMES around them."""
+def fitted(x_0_pred: Tensor, x_0: Tensor, is_known: Tensor, fade: int = FADE_FRAMES) -> Tensor:
+    """x_0_pred [S, n, K] moved to meet x_0 at known frames [n], and less and less over `fade` frames around them."""
     if not is_known.any():
         return x_0_pred
     n = len(is_known)
     frame = torch.arange(n, device=x_0.device)
-    far = n + FADE_FRAMES
+    far = n + fade
     before = torch.where(is_known, frame, -far).cummax(dim=0).values  # the nearest known frame on either side
     after = torch.where(is_known, frame, far + n).flip(0).cummin(dim=0).values.flip(0)
     error = x_0 - x_0_pred
-    weights = torch.stack([frame - before, after - frame]).clamp(max=FADE_FRAMES) / FADE_FRAMES
+    weights = torch.stack([frame - before, after - frame]).clamp(max=fade) / fade
     weights = (weights * torch.pi / 2).cos().square()
     weights = weights / weights.sum(dim=0).clamp(min=1)
     sides = error[:, torch.stack([before.clamp(min=0), after.clamp(max=n - 1)])]  # [S, 2, n, K]
