@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, TypeVar
 
 from common import entry
 from common.errors import InputError
-from common.request import POSES, GenerateConfig, blink_of, compose, framing, parse, result_path, say
+from common.request import POSES, GenerateConfig, blink_of, compose, frame_numbers, framing, parse, result_path, say
 
 if TYPE_CHECKING:  # torch takes seconds to import: a wrong flag should not wait for it
     import torch
 
+    from a2m.keyframes import Keyframes
     from common.face.framing import ReferencePicture
     from common.face.pose_video import PoseTrack
     from common.motion import Motion
@@ -42,6 +43,7 @@ def main(argv: list[str]) -> None:
     with clock.stage("loading"):
         device = pick_device(config.device)
         given = read_motion(args) if args.motion else None
+        keyframes = read_keyframes(args) if args.keyframes else None
         footage = read_footage(args.video, config.detector, device) if args.video else None
         references = [] if footage else read_references(args, config, device)
         driver = read_driver(Path(config.pose), config.detector, device) if config.pose not in POSES else None
@@ -50,7 +52,7 @@ def main(argv: list[str]) -> None:
         motion = fitted(given, person, is_dub=footage is not None)
     else:
         with clock.stage("speech to motion"):
-            motion = speak(config, read_speech(args.audio), person, device, is_dub=footage is not None)
+            motion = speak(config, read_speech(args.audio), person, device, footage is not None, keyframes)
     if driver:
         motion = follow_head(motion, driver, config.pose_end)
     dubbed = dub(footage, motion, config.pose_end) if footage else None
@@ -98,15 +100,8 @@ def read_speech(path: Path) -> "torch.Tensor":
 def read_motion(args: argparse.Namespace) -> "Motion":
     """A Motion made earlier; a note where the recording that goes with it is longer or shorter."""
     from common.face.model import FaceModel
-    from common.motion import Motion
 
-    motion = Motion.load(args.motion)
-    model = FaceModel.builtin()
-    if (motion.model, motion.convention) != (model.name, model.convention):
-        raise InputError(
-            f"The Motion's landmarks are those of '{motion.model}' ({motion.convention}), the renderer's those of "
-            f"'{model.name}' ({model.convention}): make the Motion with this project's face model"
-        )
+    motion, model = load_motion(args.motion), FaceModel.builtin()
     farthest_m = float((motion.landmarks - motion.rest.landmarks).abs().max()) * model.metres_per_unit
     if farthest_m > 0.15:
         raise InputError(f"{args.motion} moves points of the face by {farthest_m:.2g} m: it is no face, make it again")
@@ -117,6 +112,29 @@ def read_motion(args: argparse.Namespace) -> "Motion":
             what = "the rest of the sound is left out" if sound_s > motion.duration_s else "the end is silent"
             say(f"note: the motion lasts {motion.duration_s:.2f} s, {args.audio} {sound_s:.2f} s: {what}")
     return motion
+
+
+def load_motion(path: Path) -> "Motion":
+    """A Motion whose landmarks are those of this project's face model."""
+    from common.face.model import FaceModel
+    from common.motion import Motion
+
+    motion, model = Motion.load(path), FaceModel.builtin()
+    if (motion.model, motion.convention) != (model.name, model.convention):
+        raise InputError(
+            f"The Motion's landmarks are those of '{motion.model}' ({motion.convention}), the renderer's those of "
+            f"'{model.name}' ({model.convention}): make the Motion with this project's face model"
+        )
+    return motion
+
+
+def read_keyframes(args: argparse.Namespace) -> "Keyframes":
+    """Frames of an edited Motion."""
+    from a2m.keyframes import Keyframes
+
+    keyframes = Keyframes.of(load_motion(args.keyframes), frame_numbers(args.keep))
+    say(f"keyframes: {int(keyframes.is_kept.sum())} of {args.keyframes}")
+    return keyframes
 
 
 def read_references(
@@ -184,6 +202,7 @@ def speak(
     person: "ReferencePicture",
     device: "torch.device",
     is_dub: bool,
+    keyframes: "Keyframes | None" = None,
 ) -> "Motion":
     """Sound → Motion; of a dubbed video only the mouth is asked for."""
     from a2m.control import Control
@@ -200,6 +219,8 @@ def speak(
         seed=config.seed,
         n_steps=config.steps or config.a2m.steps,
         guidance_scale=config.a2m.guidance_scale,
+        temperature=config.a2m.temperature,
+        keyframes=keyframes,
         control=Control(config.mouth_scale, config.expression_scale, config.head_scale, blink_of(config.blink)),
     )
     head = "of the video" if is_dub else config.pose

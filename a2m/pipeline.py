@@ -17,13 +17,15 @@ from torch import Generator, Tensor
 
 from a2m.control import AS_MADE, Control
 from a2m.data import smooth
-from a2m.hearing import Features, load_hubert, recording_features
+from a2m.hearing import load_hubert, recording_features
+from a2m.keyframes import HEAD_FADE, Keyframes
 from a2m.model import FORMAT as ATOM_FORMAT
 from a2m.model import AToMNet
-from a2m.pose import N_DIMENSIONS, HeadPrior, apply_lids, apply_pose
+from a2m.pose import N_DIMENSIONS, HeadPrior, apply_lids, apply_pose, within_limits
 from a2m.regression import Regression
 from a2m.sampling import sample
 from a2m.speech import Voice, analyse, mouth_gate
+from a2m.streaming import Known, fitted
 from common import weights
 from common.audio import FPS, SAMPLE_RATE_HZ, HubertFeatures
 from common.errors import InputError
@@ -36,6 +38,8 @@ log = logging.getLogger(__name__)
 
 WEIGHTS = "small/a2m"
 _REST_SMOOTHING_FRAMES = 1.0  # brows are slow: what is faster is left over from sampling
+_HEAD_SMOOTHING_FRAMES = 2.0  # as the tracks that it has learnt from
+_APERTURES = (0.0, 1.1)  # of lids, by the picture's
 PoseMode = Literal["natural", "still"]
 
 
@@ -44,13 +48,14 @@ class Performance:
     """What a model makes of a recording: lips [T, 37, 3] from the closed mouth and rest [T, 31, 3] from the picture's,
 
     in units of the face model; what speech does to the lids' aperture, [T], 1 where it does nothing; closure [T], how
-    far the lips are brought together, 0 where they are left as they are.
+    far the lips are brought together, 0 where they are left as they are; slow [T, 7] as in `a2m.space`, for who has it.
     """
 
     lips: Tensor
     rest: Tensor
     lids: Tensor
     closure: Tensor
+    slow: Tensor | None = None
 
 
 class AudioToMotion:
@@ -62,9 +67,10 @@ class AudioToMotion:
         head: HeadPrior,
         face_model: FaceModel,
         hubert: HubertFeatures | None = None,
+        uses_slow: bool = False,
     ):
-        """hubert: for an AToM-Net that hears one's states."""
-        self.hubert = hubert
+        """hubert: for an AToM-Net that hears one's states. uses_slow: its slow stream takes the prior's place."""
+        self.hubert, self.uses_slow = hubert, uses_slow
         self.model, self.head, self.face_model = model.eval(), head, face_model
         is_atom = isinstance(model, AToMNet)
         self.name = "atom" if is_atom else "regression"
@@ -87,7 +93,8 @@ class AudioToMotion:
         head = HeadPrior.from_state(state, name)
         if config.get("format") == ATOM_FORMAT:
             atom = AToMNet.from_state(state, config, name)
-            return cls(atom.to(device), head, face_model, load_hubert(atom.config, hubert, device))
+            heard = load_hubert(atom.config, hubert, device)
+            return cls(atom.to(device), head, face_model, heard, bool(config.get("uses_slow")) and atom.config.has_slow)
         if config.get("features") != "log-mel":
             raise InputError(f"{name} listens to {config.get('features')}, not log-mel: choose other weights.")
         return cls(Regression.from_state(state, config, name).to(device), head, face_model)
@@ -104,15 +111,18 @@ class AudioToMotion:
         is_stretched: bool = True,
         n_steps: int | None = None,
         guidance_scale: float | None = None,
+        temperature: float = 1.0,
         control: Control = AS_MADE,
+        keyframes: Keyframes | None = None,
     ) -> Motion:
         """A Motion of ceil(n / 640) frames at 25 fps.
 
         audio: float [n] at 16 kHz; reference_landmarks: LM3D [68, 3]; reference_pose: of one frame, pixels of
         image_size (width, height), v up. pose: `still` leaves all but the mouth as in the picture. The mouth's rest is
         the picture's own where that is closed, else the picture's with its mouth closed. is_stretched: of the
-        regression, whether variance is restored; n_steps, guidance_scale: of AToM-Net, None takes the weights' own.
-        control: how strong the parts are, and when the eyes blink.
+        regression, whether variance is restored; n_steps, guidance_scale, temperature (of the noise): of AToM-Net, None
+        takes the weights' own. control: how strong the parts are, and when the eyes blink. keyframes: frames that the
+        result has exactly; raises InputError where they are not of this picture and recording.
         """
         if pose not in ("natural", "still"):
             raise ValueError(f"pose must be natural or still, got {pose!r}")
@@ -124,37 +134,70 @@ class AudioToMotion:
         voice = analyse(audio)
         if not voice.sound.any():
             log.warning("the recording is silent, or nothing but steady noise: the mouth stays closed")
+        T, picture = len(voice.sound), Reference(lm3d, reference_pose)
+        kept = keyframes.over(T, picture) if keyframes else None
         rest = mouth.closed(lm3d + self.face_model.mean, self.opening_direction)
         made: dict[str, Any] = {"a2m": self.name, "pose": pose, "seed": seed, "control": asdict(control)}
+        if kept:
+            made |= {"kept_frames": kept.is_kept.nonzero()[:, 0].tolist()}
         if isinstance(self.model, AToMNet):
             config = self.model.config
             n_steps = config.n_steps if n_steps is None else n_steps
             guidance_scale = config.guidance_scale if guidance_scale is None else guidance_scale
-            made |= {"n_steps": n_steps, "guidance_scale": guidance_scale}
-            generator = _generator(seed, "mouth")
-            closed = rest - self.face_model.mean
+            made |= {"n_steps": n_steps, "guidance_scale": guidance_scale, "temperature": temperature}
+            known = kept.known(self.model.space, rest, control) if kept else None
+            known = self._starting_at_rest(known, T) if self.uses_slow else known
             features = recording_features(audio, voice, self.hubert)
-            performance = _sampled(self.model, features, len(voice.sound), closed, generator, n_steps, guidance_scale)
+            reference, generators = rest - self.face_model.mean, [_generator(seed, "mouth")]
+            options = (n_steps, guidance_scale, temperature, known)
+            values = sample(self.model, features, T, reference, generators, *options)
+            performance = _performance(self.model, values[0])
         else:
             made |= {"is_stretched": is_stretched}
             performance = _regressed(self.model, audio, voice, is_stretched)
         points = self._speaking(performance, mouth_gate(voice.sound), rest, control)  # [T, 68, 3]
-        deviation = torch.zeros(len(points), N_DIMENSIONS)
+        deviation, lids = torch.zeros(T, N_DIMENSIONS), torch.ones(T)
         if pose == "natural":
-            points[:, list(REST)] += control.expression_scale * performance.rest
-            deviation = self.head.sample_pose(voice.sound, _generator(seed, "head"), control.head_scale)
-        lids = self._lids(len(points), pose, control, seed)
-        return Motion(
+            points[:, REST] += control.expression_scale * performance.rest
+            deviation = self._head(performance, voice.sound, control, seed)
+        blink = control.blink or ("auto" if pose == "natural" else "off")
+        if blink != "off":
+            lids = self._lids(performance, blink, seed)
+        motion = Motion(
             landmarks=apply_lids(points, lids) - self.face_model.mean,
             mean_landmarks=self.face_model.mean,
-            pose=apply_pose(reference_pose, deviation),
+            pose=apply_pose(reference_pose, kept.turn(deviation) if kept else deviation),
             fps=float(FPS),
             image_size=image_size,
             model=self.face_model.name,
             convention=self.face_model.convention,
-            reference=Reference(lm3d, reference_pose),
+            reference=picture,
             provenance=made | {"audio_duration_s": round(len(audio) / SAMPLE_RATE_HZ, 6)},
         )
+        return kept.hold(motion, rest) if kept else motion
+
+    def _starting_at_rest(self, known: Known | None, T: int) -> Known:
+        """The picture's own frame as the first one, unless that is given."""
+        assert isinstance(self.model, AToMNet)
+        if known is None:
+            known = Known(torch.zeros(T, self.model.space.n_values), torch.zeros(T, dtype=torch.bool))
+        is_rest = (torch.arange(T) == 0) & ~known.is_known
+        return Known(known.values.masked_fill(is_rest[:, None], 0.0), known.is_known | is_rest)
+
+    def _head(self, performance: Performance, sound: Tensor, control: Control, seed: int) -> Tensor:
+        """Deviations [T, 6] from the picture's pose, zero in the first frame."""
+        if performance.slow is None or not self.uses_slow:
+            return self.head.sample_pose(sound, _generator(seed, "head"), control.head_scale)
+        path = smooth(performance.slow[:, :N_DIMENSIONS], _HEAD_SMOOTHING_FRAMES)
+        at_rest = torch.arange(len(path)) == 0
+        return within_limits(control.head_scale * fitted(path[None], 0 * path[None], at_rest, HEAD_FADE)[0])
+
+    def _lids(self, performance: Performance, blink: str | float, seed: int) -> Tensor:
+        """Aperture [T] relative to the picture's; blink: auto, or seconds."""
+        if blink == "auto" and performance.slow is not None and self.uses_slow:
+            return (1 + performance.slow[:, N_DIMENSIONS]).clamp(*_APERTURES)
+        every_s = None if blink == "auto" else float(blink)
+        return self.head.sample_lids(len(performance.lips), _generator(seed, "lids"), every_s)
 
     def _speaking(self, performance: Performance, gate: Tensor, rest: Tensor, control: Control) -> Tensor:
         """The picture's points with its mouth closed [68, 3], made to speak where the gate [T] is open: [T, 68, 3]."""
@@ -165,28 +208,12 @@ class AudioToMotion:
         points = mouth.brought_together(points, performance.closure, self.opening_direction, touching)
         return apply_lids(points, 1 + control.expression_scale * gate * (performance.lids - 1))
 
-    def _lids(self, T: int, pose: PoseMode, control: Control, seed: int) -> Tensor:
-        """Aperture [T] relative to the picture's, with the blinks that are asked for."""
-        blink = control.blink or ("auto" if pose == "natural" else "off")
-        if blink == "off":
-            return torch.ones(T)
-        return self.head.sample_lids(T, _generator(seed, "lids"), None if blink == "auto" else float(blink))
 
-
-def _sampled(
-    model: AToMNet,
-    features: Features,
-    n_frames: int,
-    reference: Tensor,
-    generator: Generator,
-    n_steps: int,
-    guidance_scale: float,
-) -> Performance:
-    """One draw of AToM-Net; reference: LM3D [68, 3] with its mouth closed."""
-    values = sample(model, features, n_frames, reference, [generator], n_steps, guidance_scale)[0]
-    lips, rest, _ = (part.cpu() for part in model.space.decode(values))
+def _performance(model: AToMNet, values: Tensor) -> Performance:
+    """values: [T, K] of one sample."""
+    lips, rest, slow = (part.cpu() for part in model.space.decode(values))
     nothing = torch.zeros(len(lips))
-    return Performance(lips, smooth(rest, _REST_SMOOTHING_FRAMES), lids=1 + nothing, closure=nothing)
+    return Performance(lips, smooth(rest, _REST_SMOOTHING_FRAMES), lids=1 + nothing, closure=nothing, slow=slow)
 
 
 def _regressed(model: Regression, audio: Tensor, voice: Voice, is_stretched: bool) -> Performance:

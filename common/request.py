@@ -19,7 +19,9 @@ RENDERERS = ("mcvdm", "warp")
 DETECTORS = ("builtin", "face-alignment-2d", "face-alignment-3d")
 CONVENTIONS = ("facemesh68", "ibug68", "ibug68_3d")
 MOST_STEPS = 1000  # timesteps that the models were trained with
+MOST_FRAMES = 10**6  # a span of more is a slip of the finger
 MOST_SCALE = 3.0
+MOST_TEMPERATURE = 2.0
 BLINK_EVERY_S = (1.0, 60.0)
 SCALES = ("mouth_scale", "expression_scale", "head_scale")
 FLAG_OVERRIDES = {
@@ -36,6 +38,7 @@ class AudioToMotionConfig:
     hubert: str = ""  # of weights that hear the states of a HuBERT: its folder or hub id
     steps: int | None = None  # of sampling; None: the weights' own, as the next
     guidance_scale: float | None = None  # how closely AToM-Net keeps to what it hears; 1: no guidance
+    temperature: float = 1.0  # of the noise that AToM-Net starts from; below 1 seeds are more alike
 
 
 @dataclass
@@ -137,6 +140,8 @@ def parser(description: str | None) -> entry.Parser:
         choices=REFERENCES,
         help="of several pictures: the nearest for every clip (default), or the best",
     )
+    add("--keyframes", type=Path, metavar="NPZ", help="a Motion of this picture, edited, some of whose frames stay ...")
+    add("--keep", metavar="FRAMES", help="... these, as in 0,10-20 (25 a second); what is around them is made to fit")
     add("--motion-only", type=Path, metavar="NPZ", help="stop after stage one and save the Motion")
     add("--motion", type=Path, metavar="NPZ", help="start at stage two with this Motion, of whomever")
     add("--renderer", choices=RENDERERS, help="stage two: mcvdm (diffusion) or warp (instant preview)")
@@ -170,6 +175,9 @@ def _contradictions(args: argparse.Namespace) -> list[tuple[bool, str]]:
         ),
         (bool(args.out and args.motion_only), "--motion-only names its own output and makes no video: drop --out"),
         (bool(args.debug_dir and args.motion_only), "--debug-dir shows stage two, which --motion-only leaves out"),
+        (bool(args.keyframes) != bool(args.keep), "--keep says which frames of --keyframes stay: give both"),
+        (bool(args.keyframes and args.motion), "--motion is taken as it is: leave --keyframes away"),
+        (bool(args.keyframes and args.video), "--keyframes are a picture's: give --image instead of --video"),
         (bool(args.motion and args.pose), "--motion brings its own head motion: leave --pose away"),
         (bool(args.video and args.pose), "--video keeps the head motion that it has: leave --pose away"),
         (
@@ -191,6 +199,7 @@ def _contradictions_of(args: argparse.Namespace, config: GenerateConfig) -> list
         (bool(args.video and no_mouth), f"--video keeps all but the mouth: leave {_list(no_mouth)} away"),
         (config.pose == "still" and bool(held), f"--pose still leaves {_list(held)} nothing to scale: leave one away"),
         (is_followed and "head_scale" in controls, "the head follows the video of --pose: leave --head-scale away"),
+        (bool(args.keyframes and is_followed), "--keyframes hold the head too: leave the video of --pose away"),
         (bool(args.motion and is_followed), "--motion brings its own head motion: leave pose=... away"),
         (bool(args.video and is_followed), "--video keeps the head motion that it has: leave pose=... away"),
         (
@@ -223,6 +232,18 @@ def blink_of(text: str | None) -> str | float | None:
     if not found or not low <= float(found[1]) <= high:
         raise InputError(f"There is no blink '{text}': choose auto, off, or 'every 4s' ({low:g} to {high:g} s)")
     return float(found[1])
+
+
+def frame_numbers(text: str) -> list[int]:
+    """A list like 0,10-20 as its numbers; raises InputError where it is no such list."""
+    numbers: list[int] = []
+    for part in text.split(","):
+        found = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part.strip())
+        first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
+        if not first <= last < first + MOST_FRAMES:
+            raise InputError(f"'{part}' names no frames to keep: give numbers and spans of them, as in --keep 0,10-20")
+        numbers += range(first, last + 1)
+    return numbers
 
 
 def is_override(text: str) -> bool:
@@ -269,6 +290,8 @@ def _check(config: GenerateConfig) -> None:
     if config.pose not in POSES and not is_file(Path(config.pose)):
         raise InputError(f"There is no pose '{config.pose}', and no such video: choose {', '.join(POSES)}, or a video")
     blink_of(config.blink)
+    if not 0 <= config.a2m.temperature <= MOST_TEMPERATURE:
+        raise InputError(f"a2m.temperature goes from 0 to {MOST_TEMPERATURE:g}, not {config.a2m.temperature:g}")
     for name in SCALES:
         if not 0 <= getattr(config, name) <= MOST_SCALE:
             raise InputError(f"{name} goes from 0 to {MOST_SCALE:g}, not {getattr(config, name):g}")
@@ -299,7 +322,7 @@ def result_path(args: argparse.Namespace, config: GenerateConfig) -> Path:
     if args.audio:
         check_input(args.audio, "sound file")
     followed = None if config.pose in POSES else Path(config.pose)
-    inputs = [args.audio, args.motion, args.landmarks, args.video, followed, *args.image]
+    inputs = [args.audio, args.motion, args.keyframes, args.landmarks, args.video, followed, *args.image]
     check_result(path, (".npz",) if args.motion_only else VIDEO_SUFFIXES, inputs, args.overwrite)
     if args.debug_dir:
         check_folder(args.debug_dir, inputs, args.overwrite)

@@ -255,6 +255,7 @@ def test_a_wrong_override_is_refused(override: str) -> None:
         (["--head-scale", "nan"], "0 to 3"),
         (["--pose", "still", "--head-scale", "0.5"], "nothing to scale"),
         (["pose=still", "expression_scale=2"], "nothing to scale"),
+        (["a2m.temperature=-1"], "0 to 2"),
     ],
 )
 def test_controls_that_make_no_sense_are_refused(flags: list[str], reason: str) -> None:
@@ -271,6 +272,41 @@ def test_controls_go_with_stage_one_and_with_what_it_makes(walk: Path) -> None:
     ):
         with pytest.raises(InputError, match="leave"):
             request.compose(*request.parse(flags))
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (["--keep", "3"], "both"),
+        (["--keyframes", "m.npz"], "both"),
+        (["--keyframes", "m.npz", "--keep", "3", "--motion", "n.npz"], "as it is"),
+        (["--keyframes", "m.npz", "--keep", "3", "--video", "v.mp4"], "--image"),
+    ],
+)
+def test_keyframes_come_with_the_frames_to_keep(flags: list[str], reason: str) -> None:
+    person = [] if "--video" in flags else ["--image", "b"]
+    with pytest.raises(InputError, match=reason):
+        request.parse(["--audio", "a", *person, *flags])
+
+
+@pytest.mark.parametrize("text", ["", "a", "3-", "-3", "5-3", "1,,2", "1.5", "0-999999999", "0-99999999999999999999"])
+def test_frames_to_keep_are_numbers_and_spans(text: str) -> None:
+    with pytest.raises(InputError, match="0,10-20"):
+        request.frame_numbers(text)
+    assert request.frame_numbers("0, 10-12,7") == [0, 10, 11, 12, 7]
+
+
+def test_an_edited_motion_goes_in_and_its_frames_come_out(short: Path, tmp_path: Path) -> None:
+    first, edited, second = (tmp_path / f"{name}.npz" for name in ("first", "edited", "second"))
+    flags = ("--audio", short, "--image", PORTRAIT, "--motion-only")
+    assert run(*flags, first) == 0
+    motion = Motion.load(first)
+    replace(motion, landmarks=motion.landmarks * 1.2).save(edited)
+    assert run(*flags, second, "--keyframes", edited, "--keep", "5,20-22", "--seed", 8) == 0
+    for frame in (5, 20, 21, 22):
+        assert torch.equal(Motion.load(second).landmarks[frame], Motion.load(edited).landmarks[frame])
+    assert run(*flags, tmp_path / "x.npz", "--keyframes", edited, "--keep", "5000") == 2
+    assert run(*flags, edited, "--keyframes", edited, "--keep", "5", "--overwrite") == 2  # an input
 
 
 @pytest.mark.parametrize(
