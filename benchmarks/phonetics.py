@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -101,7 +102,7 @@ def synthesised(encoder: PhoneticEncoder, corpus: Path) -> None:
     part = read_part(corpus, "held_out")
     each = list(utterances_of(part))
     heard = [phones_heard(encoder, as_tensor(utterance)) for utterance in each]
-    true = [torch.from_numpy(utterance.phones).long() for utterance in each]
+    true = [torch.from_numpy(utterance.phones.astype(np.int64)) for utterance in each]
     languages = sorted({entry.language for entry in part.utterances})
     often = [name for name in languages if sum(entry.language == name for entry in part.utterances) >= 10]
     groups = {"all": list(range(len(each)))}

@@ -258,7 +258,7 @@ def validate(encoder: nn.Module, held_out: list[Utterance], real: list[Utterance
     """`shares` on held-out synthesised speech, `agreement_real` on real speech, if there is any."""
     chosen = thinned(held_out)
     heard = torch.cat([phones_heard(encoder, as_tensor(utterance)) for utterance in chosen])
-    result = shares(heard, torch.cat([torch.from_numpy(utterance.phones).long() for utterance in chosen]))
+    result = shares(heard, torch.cat([torch.from_numpy(utterance.phones.astype(np.int64)) for utterance in chosen]))
     return result | ({"agreement_real": agreement_real(encoder, thinned(real))} if real else {})
 
 
