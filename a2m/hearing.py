@@ -8,7 +8,7 @@ Models carry the fingerprint of the HuBERT that they were trained with, and refu
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -21,7 +21,7 @@ from a2m.data import Clip, read_sound
 from a2m.model import AToMConfig
 from a2m.regression import MEL_RANGE
 from a2m.speech import Voice, analyse, mel_columns
-from common.audio import HubertFeatures
+from common.audio import FRAME_SAMPLES, HubertFeatures, n_frames
 from common.errors import InputError
 from common.files import atomic_path
 
@@ -41,6 +41,25 @@ def recording_features(audio: Tensor, voice: Voice, hubert: HubertFeatures | Non
         return lambda first, last: mel_features(mel_columns(audio, first, last, voice.gain), voice.mel_mean)
     states = hubert(voice.gain * audio)  # all at once: its windows are not the sampler's
     return lambda first, last: states[first:last]
+
+
+def live_features(audio_chunks: Iterable[Tensor], voice: Voice) -> Iterator[Tensor]:
+    """What a log-mel model hears of audio [n] at 16 kHz as it comes: [frames, 1, 256], a frame late.
+
+    The same as `recording_features` of the whole, with the same voice: its level and mean spectrum can't be known when
+    the speaker has only begun, so they come from earlier speech, by `a2m.speech.analyse`.
+    """
+    audio = torch.empty(0)
+    n_before = 0  # frames of `audio` that have been heard and reach into the next
+    for chunk in audio_chunks:
+        audio = torch.cat([audio, chunk])
+        last = len(audio) // FRAME_SAMPLES - 1  # the frame after it reaches into it
+        if last > n_before:
+            yield mel_features(mel_columns(audio, n_before, last, voice.gain), voice.mel_mean)
+            audio, n_before = audio[(last - 1) * FRAME_SAMPLES :], 1
+    last = n_frames(len(audio))
+    if last > n_before:
+        yield mel_features(mel_columns(audio, n_before, last, voice.gain), voice.mel_mean)
 
 
 def clip_features(clip: Clip) -> Features:

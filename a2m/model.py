@@ -19,6 +19,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from a2m import streaming
 from a2m.phonetics.encoder import PhoneticConfig, PhoneticEncoder
 from a2m.space import N_LIP_VALUES, N_REST_VALUES, N_SLOW, SPACES, MotionSpace
 from common import weights
@@ -188,6 +189,8 @@ class AToMNet(nn.Module):
             streams = layer(streams, vectors, tokens, condition)
         each = zip(self.streams_out, self.norms_out, streams, strict=True)
         return torch.cat([out(norm(stream)) for out, norm, stream in each], dim=-1)
+
+    stream = streaming.stream  # (chunks of features, ...) -> motion, block after block, while it is still being spoken
 
     def film_vectors(self, time: Tensor, condition: Condition) -> Tensor:
         """One vector for each stream [S, B, D]: timestep and reference, and the speech's mean for the first only."""

@@ -6,7 +6,7 @@ from torch import Generator, Tensor
 
 from a2m.model import AToMConfig, AToMNet
 from a2m.sampling import sample
-from a2m.streaming import Known, stream
+from a2m.streaming import Known
 
 TINY = AToMConfig(audio_dim=8, width=16, n_layers=1, n_heads=2, ff_width=16, window=64, overlap=8, n_steps=2)
 
@@ -33,7 +33,7 @@ def test_offline_equals_streamed(net: AToMNet, n_frames: int) -> None:
     audio = heard(n_frames)
     known = Known(torch.zeros(1, net.space.n_values), torch.ones(1, dtype=torch.bool))
     generators = [Generator().manual_seed(number) for number in (1, 2)]
-    parts = stream(net, audio.split(9), torch.zeros(68, 3), generators, guidance_scale=1.0, known=known)
+    parts = net.stream(audio.split(9), torch.zeros(68, 3), generators, guidance_scale=1.0, known=known)
     assert torch.equal(torch.cat(list(parts), dim=1), draw(net, audio, 1, 2))
 
 

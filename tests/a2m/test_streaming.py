@@ -10,8 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Generator, Tensor
 
+from a2m.hearing import live_features, recording_features
 from a2m.model import AToMConfig, AToMNet, Condition
-from a2m.streaming import FADE_FRAMES, Known, Noise, Schedule, fitted, stream
+from a2m.speech import Voice
+from a2m.streaming import FADE_FRAMES, Known, Noise, Schedule, fitted
+from common.audio import n_frames
 from common.diffusion import ddim, guided, pvdm_timesteps
 
 TINY = AToMConfig(
@@ -44,7 +47,7 @@ def seeds(*numbers: int) -> list[Generator]:
 
 
 def blocks(net: AToMNet, chunks: list[Tensor], *numbers: int, **options: object) -> list[Tensor]:
-    return list(stream(net, chunks, REFERENCE, seeds(*numbers), **options))  # type: ignore[arg-type]
+    return list(net.stream(chunks, REFERENCE, seeds(*numbers), **options))  # type: ignore[arg-type]
 
 
 def draw(net: AToMNet, audio: Tensor, *numbers: int, **options: object) -> Tensor:
@@ -93,7 +96,7 @@ def test_a_block_comes_as_soon_as_the_stated_delay_is_heard(net: AToMNet) -> Non
             yield frame[None]
 
     start = 0
-    for part in stream(net, speaking(), REFERENCE, seeds(1), n_steps=1):
+    for part in net.stream(speaking(), REFERENCE, seeds(1), n_steps=1):
         delays.append((n_heard - start, part.shape[1]))
         start += part.shape[1]
     delay = SCHEDULE.delay
@@ -153,9 +156,38 @@ def test_a_block_is_made_with_clean_frames_of_the_one_before_it() -> None:
             assert torch.equal(x_t[:, :n_before], made[:, at - n_before : at])
 
 
+# ---- hearing
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(0, 3000), min_size=1, max_size=8))
+def test_sound_in_chunks_of_any_lengths_is_heard_as_the_whole(sizes: list[int]) -> None:
+    audio = 0.1 * torch.randn(max(1, sum(sizes)), generator=Generator().manual_seed(1))
+    sizes = sizes if sum(sizes) else [1]
+    voice = Voice(torch.ones(3, dtype=torch.bool), 2.0, torch.linspace(-3, -5, 64))
+    whole = recording_features(audio, voice, None)(0, n_frames(len(audio)))
+    torch.testing.assert_close(torch.cat(list(live_features(audio.split(sizes), voice))), whole, atol=1e-4, rtol=0)
+
+
+def test_a_frame_is_heard_when_the_next_one_is_complete() -> None:
+    voice = Voice(torch.ones(3, dtype=torch.bool), 1.0, torch.zeros(64))
+    n_samples, at = 0, []
+
+    def speaking() -> Iterator[Tensor]:
+        nonlocal n_samples
+        for _ in range(100):
+            n_samples += 64
+            yield torch.ones(64)
+
+    for part in live_features(speaking(), voice):
+        at.append((n_samples, len(part)))
+    assert at == [*((640 * (k + 2), 1) for k in range(9)), (6400, 1)]
+
+
 # ---- noise
 
 
+@settings(deadline=None)
 @given(st.integers(0, 300), st.integers(1, 150), st.integers(0, 9))
 def test_noise_belongs_to_the_frame(first: int, n: int, step: int) -> None:
     noise = Noise([5, 2**61], 4, 1.0)
@@ -233,6 +265,7 @@ def test_nothing_known_and_known_frames_after_the_end_change_nothing(net: AToMNe
     assert draw(net, audio, 1, known=rest)[0, 0].abs().max() == 0
 
 
+@settings(deadline=None)
 @given(st.data(), st.integers(1, 40))
 def test_a_prediction_is_bent_to_known_frames_and_to_no_others(data: st.DataObject, n: int) -> None:
     is_known = torch.tensor(data.draw(st.lists(st.booleans(), min_size=n, max_size=n)))
