@@ -38,7 +38,8 @@ class DataConfig:
     velocity: float = 1.5
     lip_weight: float = 1.0  # of the streams in both terms
     rest_weight: float = 0.3
-    slow_weight: float = 0.3
+    slow_weight: float = 0.3  # of the head's pose
+    lid_weight: float = 0.3
     opening_weight: float = 1.0
     low_noise: float = 1.0  # how much more a sample without noise weighs than one that is all noise
 

@@ -19,7 +19,7 @@ from a2m.hearing import fingerprint, load_hubert, with_states
 from a2m.model import FORMAT, PREFIX, AToMConfig, AToMNet
 from a2m.phonetics.encoder import PhoneticEncoder
 from a2m.pose import PREFIX as HEAD_PREFIX
-from a2m.pose import HeadPrior, fit_head_prior
+from a2m.pose import N_DIMENSIONS, HeadPrior, fit_head_prior
 from a2m.samples import DataConfig, Sample, Speech
 from a2m.sampling import predict_openings
 from a2m.space import MotionSpace
@@ -68,8 +68,8 @@ def loss_terms(
     error = x_0_pred - x_0
     gap = (error @ opening)[..., None] / opening.norm()
     lips, rest, slow = space.split(error)
-    parts = [(lips, options.lip_weight), (rest, options.rest_weight), (slow, options.slow_weight)]
-    parts.append((gap, options.opening_weight))
+    parts = [(lips, options.lip_weight), (gap, options.opening_weight), (rest, options.rest_weight)]
+    parts += [(slow[..., :N_DIMENSIONS], options.slow_weight), (slow[..., N_DIMENSIONS:], options.lid_weight)]
 
     def mean_square(e: Tensor, mask: Tensor) -> Tensor:
         return (e.square().mean(dim=-1) * mask * weight[:, None]).sum() / mask.sum().clamp(min=1)
