@@ -12,6 +12,7 @@ three diffuse the residual to the reference, which is added again: what the base
 """
 
 import argparse
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1, help="cores to use (default 1)")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of train_a2m.py, for all three")
     args = parser.parse_intermixed_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     keep_freed_memory()
     torch.set_num_threads(args.threads)
     states_dir: Path = args.out / "states"
