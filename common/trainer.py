@@ -20,6 +20,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -46,6 +47,7 @@ log = logging.getLogger(__name__)
 
 WEIGHTS_DIR, SAMPLES_DIR = "weights", "samples"
 N_AHEAD = 3  # batches made ahead of the one in use
+PATIENCE = timedelta(hours=6)  # of processes that wait for the first one: torch's ten minutes are less than data take
 PRECISIONS, DEVICES = ("bf16", "no"), ("auto", "cpu")
 
 Loss = Callable[[nn.Module, Any, torch.Generator], dict[str, Tensor]]
@@ -297,7 +299,7 @@ def first_process_first(config: TrainConfig) -> Iterator[None]:
     """For a task's set-up: fresh weights follow from the seed, and what is cached on disk is made by one process."""
     check_config(config)
     torch.manual_seed(config.seed)
-    with PartialState(cpu=config.device == "cpu").main_process_first():
+    with PartialState(cpu=config.device == "cpu", timeout=PATIENCE).main_process_first():
         yield
 
 
