@@ -38,6 +38,7 @@ Batch = dict[str, Tensor]
 UNKNOWN = -1  # the phone of states that no synthesiser made
 _BILABIAL = FEATURES.index("bilabial")
 _LIPS = [_BILABIAL, FEATURES.index("labiodental")]
+_RARE, _MOST_ALIGNED = 2e-3, 4.0
 _LOOKED_AT = 30_000  # states: ten minutes of held-out speech are enough
 _REAL_SUFFIXES = (".ogg", ".wav", ".flac", ".mp3", ".m4a", ".opus")
 
@@ -51,9 +52,9 @@ class PhoneticDataConfig:
     real_share: float = 0.3  # of the samples: real speech
     feature_weight: float = 2.0  # of the articulatory features against the phones
     lips_weight: float = 2.0  # of states in which the lips close or nearly do: few, and all can see them
-    agreement_weight: float = 1.0  # of what real speech teaches
-    agreement_from: int = 30_000  # samples until it has its full weight: a beginner teaches nonsense
-    sharpness: float = 1.25  # the teacher's logits are multiplied by this
+    agreement_weight: float = 0.3  # of what real speech teaches
+    agreement_from: int = 60_000  # samples until it has its full weight: a beginner teaches nonsense
+    sharpness: float = 1.0  # the teacher's logits are multiplied by this
 
 
 class Utterance(NamedTuple):
@@ -152,12 +153,14 @@ def make_loss(options: PhoneticDataConfig) -> Callable[[nn.Module, Batch, Genera
         said = model(heard)
         terms = supervised(said, phones, table.to(mel.device), options)
         is_real = (phones == UNKNOWN).all(dim=1)
-        if is_real.any():
+        if is_real.any() and not is_real.all():
             with torch.no_grad():
-                teacher = model(mel[is_real])
+                teacher = model(mel[is_real]).phone_logits.float()
+                usual = nn.functional.one_hot(phones[~is_real], len(PHONES)).float().mean(dim=(0, 1))
+                target = aligned(options.sharpness * teacher, usual)
             student = Phonetic(*(each[is_real] for each in said))
             weight = options.agreement_weight * batch["teaches"][is_real] / len(mel)
-            terms["agreement"] = agreement(student, teacher, weight, options)
+            terms["agreement"] = agreement(student, target, table.to(mel.device), weight, options)
         return terms
 
     return loss
@@ -178,14 +181,24 @@ def supervised(said: Phonetic, phones: Tensor, table: Tensor, options: PhoneticD
     }
 
 
-def agreement(student: Phonetic, teacher: Phonetic, weight: Tensor, options: PhoneticDataConfig) -> Tensor:
-    """How far a student's phones and features are from a teacher's sharpened ones; weight: [B]."""
-    target = (options.sharpness * teacher.phone_logits.float()).log_softmax(dim=-1)
+def aligned(logits: Tensor, usual: Tensor) -> Tensor:
+    """A teacher's probabilities [B, N, P] that have each phone about as often as it is usual [P], silence apart.
+
+    Else teacher and student soon agree on one vowel for all that is real (distribution alignment, Berthelot et al.
+    2020, 2022).
+    """
+    said = logits.softmax(dim=-1)
+    ratio = ((usual + _RARE) / (said.mean(dim=(0, 1)) + _RARE)).clamp(1 / _MOST_ALIGNED, _MOST_ALIGNED)
+    ratio[PHONES.index(SILENCE)] = 1.0
+    return nn.functional.normalize(said * ratio, p=1, dim=-1)
+
+
+def agreement(student: Phonetic, target: Tensor, table: Tensor, weight: Tensor, options: PhoneticDataConfig) -> Tensor:
+    """How far a student's phones and features are from a teacher's probabilities [B, N, P]; weight: [B]."""
     said = student.phone_logits.float().log_softmax(dim=-1)
-    phones = (target.exp() * (target - said)).sum(dim=-1).mean(dim=-1)  # [B]
-    target = (options.sharpness * teacher.feature_logits.float()).sigmoid()
+    phones = nn.functional.kl_div(said, target, reduction="none").sum(dim=-1).mean(dim=-1)  # [B]
     logits = student.feature_logits.float()
-    features = nn.functional.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(dim=(1, 2))
+    features = nn.functional.binary_cross_entropy_with_logits(logits, target @ table, reduction="none").mean(dim=(1, 2))
     return ((phones + options.feature_weight * features) * weight).sum()
 
 

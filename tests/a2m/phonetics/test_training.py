@@ -18,6 +18,7 @@ from a2m.phonetics.training import (
     Utterance,
     Utterances,
     agreement,
+    aligned,
     cut,
     draw_samples,
     make_loss,
@@ -133,21 +134,41 @@ def test_states_at_the_lips_weigh_more() -> None:
 
 
 def test_a_student_who_says_the_same_agrees_best() -> None:
-    teacher = certain(torch.arange(12).view(2, 6), 4.0)
-    options = PhoneticDataConfig(sharpness=1.0, feature_weight=0.0)
-    weight = torch.ones(2)
-    assert agreement(teacher, teacher, weight, options).abs() < 1e-5
-    assert agreement(certain(torch.arange(1, 13).view(2, 6), 4.0), teacher, weight, options) > 1
+    phones = torch.arange(12).view(2, 6)
+    teacher, table, weight = certain(phones, 9.0), feature_table(), torch.ones(2)
+    target = teacher.phone_logits.softmax(dim=-1)
+    same, other = (agreement(each, target, table, weight, PLAIN) for each in (teacher, certain(phones + 1, 9.0)))
+    assert 0 <= same < 0.1 < other
+    assert agreement(teacher, target, table, torch.zeros(2), PLAIN) == 0
+
+
+def test_a_teacher_who_always_says_the_same_is_made_to_doubt_and_silence_is_left_alone() -> None:
+    usual = torch.full((len(PHONES),), 1 / len(PHONES))
+    logits = torch.zeros(2, 50, len(PHONES))
+    logits[..., 7] = 3.0
+    before, after = logits.softmax(dim=-1), aligned(logits, usual)
+    torch.testing.assert_close(after.sum(dim=-1), torch.ones(2, 50))
+    assert after[..., 7].max() < 0.5 * before[..., 7].min()
+    even = certain(torch.arange(1, len(PHONES))[None], 5.0).phone_logits  # says each phone once
+    heard = even.softmax(dim=-1)
+    torch.testing.assert_close(aligned(even, heard.mean(dim=(0, 1))), heard, atol=1e-5, rtol=0)
+    silent = certain(torch.zeros(1, 50, dtype=torch.long), 5.0).phone_logits
+    assert (aligned(silent, usual).argmax(dim=-1) == 0).all()
 
 
 def test_real_speech_teaches_through_the_student_only() -> None:
-    data = Utterances([], [utterance(200, 2, is_real=True)], PhoneticDataConfig(crop_states=40, agreement_from=0), 0)
+    options = PhoneticDataConfig(crop_states=40, real_share=0.5, agreement_from=0)
+    data = Utterances([utterance(200, 1)], [utterance(200, 2, is_real=True)], options, 0)
     net = PhoneticEncoder(TINY)
-    batch = {key: torch.stack([data[k][key] for k in range(4)]) for key in data[0]}
-    terms = make_loss(PhoneticDataConfig())(net, batch, Generator().manual_seed(0))
-    assert terms["phones"] == 0 and terms["features"] == 0 and terms["agreement"] > 0
+    samples = [data[k] for k in range(16)]
+    is_real = torch.stack([(sample["phones"] == UNKNOWN).all() for sample in samples])
+    batch = {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
+    terms = make_loss(options)(net, batch, Generator().manual_seed(0))
+    assert terms.keys() == {"phones", "features", "agreement"} and is_real.any() and not is_real.all()
     terms["agreement"].backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+    alone = {key: value[is_real] for key, value in batch.items()}
+    assert sum(make_loss(options)(net, alone, Generator().manual_seed(0)).values()) == 0  # nobody knows anything
 
 
 def test_what_is_reported_counts_states() -> None:
