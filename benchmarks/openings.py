@@ -145,7 +145,9 @@ def shown(lips: Tensor, clip: Clip) -> Course:
     return Course(mouth_opening(keep_lips_apart(points, lip_gap(mean).clamp(max=0))), gated)
 
 
-def sampled(weights: str | Path, n_seeds: int, n_steps: int | None = None) -> Forecast:
+def sampled(
+    weights: str | Path, n_seeds: int, n_steps: int | None = None, guidance_scale: float | None = None
+) -> Forecast:
     """AToM-Net: n_seeds samples of each clip."""
     model = load_atom(weights)
 
@@ -157,6 +159,7 @@ def sampled(weights: str | Path, n_seeds: int, n_steps: int | None = None) -> Fo
             clip_reference(model, clip),
             [Generator().manual_seed(seed) for seed in range(n_seeds)],
             n_steps,
+            guidance_scale,
         )
         return shown(model.space.decode_lips(values).cpu(), clip)
 
