@@ -25,7 +25,7 @@ from a2m.data import Clip, read_clips, read_lags, realigned
 from a2m.hearing import clip_features, load_hubert, with_states
 from a2m.model import AToMNet
 from a2m.sampling import clip_reference, sample
-from benchmarks.openings import load_atom, score, shown
+from benchmarks.openings import STILL, load_atom, score, shown
 from benchmarks.report import Column, count, run_main, table
 from common.command import compose
 from common.face.model import LIP_STREAM, REST, FaceModel
@@ -39,7 +39,7 @@ VARIANTS = {
     REFERENCE: ("reference", ["model.has_streams=false"]),
     STREAMS: ("streams", []),
 }
-PAIRS = [(REFERENCE, BASELINE), (STREAMS, REFERENCE), (STREAMS, BASELINE)]
+PAIRS = [(REFERENCE, BASELINE), (STREAMS, REFERENCE), (STREAMS, BASELINE), (STREAMS, STILL)]
 
 
 @dataclass(frozen=True)
@@ -106,13 +106,16 @@ def compare(title: str, models: Mapping[str, AToMNet], clips: Sequence[Clip], n_
     persons = [clip.person for clip in clips]
     means: dict[str, list[Quality]] = {}
     singles: dict[str, list[Quality]] = {}
+    some = next(iter(models.values()))
+    nothing = [torch.zeros(1, len(clip.mel), some.space.n_values) for clip in clips]
+    still = {STILL: [judge(some, clip, values) for clip, values in zip(clips, nothing, strict=True)]}
     for name, model in models.items():
         drawn = [(clip, draw(model, clip, n_seeds)) for clip in clips]
         means[name] = [judge(model, clip, values.mean(dim=0, keepdim=True)) for clip, values in drawn]
         singles[name] = [judge(model, clip, values) for clip, values in drawn]
     for kind, found in ((f"mean of {n_seeds} samples", means), ("single samples", singles)):
         print(f"\n{title}, {kind}: {count(persons)}\n")
-        print(table(COLUMNS, found, PAIRS, persons), flush=True)
+        print(table(COLUMNS, still | found, PAIRS, persons), flush=True)
 
 
 def draw(model: AToMNet, clip: Clip, n_seeds: int) -> Tensor:

@@ -47,5 +47,5 @@ def test_three_models_differ_by_two_switches_and_are_compared_by_person(
     assert switches == [(False, False), (True, False), (True, True)]
     assert configs[0] == configs[1] == configs[2]
     assert "Running speech, mean of 2 samples: 2 clips, 2 person labels" in said and "Single words" not in said
-    for row in (*ablation.VARIANTS, "+ reference − baseline", "+ two streams − + reference"):
+    for row in (*ablation.VARIANTS, ablation.STILL, "+ reference − baseline", "+ two streams − + reference"):
         assert said.count(f"| {row} |") == 2  # of means and of single samples
