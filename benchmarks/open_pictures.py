@@ -11,7 +11,7 @@ from benchmarks import bars
 from benchmarks.bars import Bar
 from benchmarks.leaks import LEAST_RANGE
 from benchmarks.report import Column, count, table
-from benchmarks.shown import speaking
+from benchmarks.shown import at_rest, speaking
 from common.errors import InputError
 from common.face.model import FaceModel
 
@@ -22,20 +22,28 @@ _MOST = 0.1
 class Difference:
     """Two opening curves [T] of the same speech, by the range of the first: mean, and what 95 % of the frames keep to;
 
-    wider: how much more open the second is on the whole, signed.
+    rest: how much more open the second is when nothing is said, signed; course: the mean without that.
     """
 
     mean: float
     most: float
-    wider: float
+    rest: float
+    course: float
 
     @classmethod
-    def of(cls, closed: Tensor, wide: Tensor) -> "Difference":
-        apart = (wide - closed) / (closed.max() - closed.min()).clamp(min=1e-6)
-        return cls(float(apart.abs().mean()), float(apart.abs().quantile(0.95)), float(apart.mean()))
+    def of(cls, closed: Tensor, wide: Tensor, rests: tuple[float, float]) -> "Difference":
+        by = float((closed.max() - closed.min()).clamp(min=1e-6))
+        apart, rest = (wide - closed) / by, (rests[1] - rests[0]) / by
+        about = float((apart - rest).abs().mean())
+        return cls(float(apart.abs().mean()), float(apart.abs().quantile(0.95)), rest, about)
 
 
-COLUMNS = (Column("mean", "mean"), Column("95 % of frames", "most"), Column("wider with the open one", "wider"))
+COLUMNS = (
+    Column("mean", "mean"),
+    Column("95 % of frames", "most"),
+    Column("rest", "rest"),
+    Column("mean, without the rest's", "course"),
+)
 
 
 def open_pictures(data_dir: Path, split: str, pipeline: AudioToMotion) -> None:
@@ -51,7 +59,8 @@ def open_pictures(data_dir: Path, split: str, pipeline: AudioToMotion) -> None:
     for _, clip in widest.values():
         audio = read_sound(data_dir, clip.name, len(clip.mel))
         pictures = [clip.lm3d[int(frame)] for frame in (clip.opening.argmin(), clip.opening.argmax())]
-        values.append(Difference.of(*(speaking(pipeline, audio, picture) for picture in pictures)))
+        closed, wide = (speaking(pipeline, audio, picture) for picture in pictures)
+        values.append(Difference.of(closed, wide, (at_rest(pipeline, pictures[0]), at_rest(pipeline, pictures[1]))))
     print(f"Opening from a picture with the mouth open less that from a closed one, by its range: {count(persons)}\n")
     print(table(COLUMNS, {"ours": values}, [], persons) + "\n")
     print(Bar("difference, mean over frames", bars.mean([each.mean for each in values], persons), most=_MOST))
