@@ -112,7 +112,7 @@ def make(folder: Path, hours: float, seed: int = 0, n_workers: int = 1) -> None:
 
 
 def _utterances(part: str, seed: int, n_workers: int, stack: ExitStack) -> Iterator[Heard]:
-    """Utterances without end, the same for any number of processes."""
+    """Utterances without end, drawn alike for any number of processes (espeak-ng's tremor apart, which goes on)."""
     numbers = iter(range(2**31))
     make_one = partial(utterance, part, seed)
     if n_workers == 1:
@@ -246,7 +246,7 @@ def run(argv: list[str]) -> None:
     add("--out", type=Path, required=True, metavar="DIR", help="the folder to write")
     add("--hours", type=float, default=4.0, help="of speech for training (default 4; an hour takes 50 MB)")
     add("--seed", type=int, default=0, help="another seed draws another corpus")
-    add("--workers", type=int, default=1, metavar="N", help="processes (default 1); the result is the same for any")
+    add("--workers", type=int, default=1, metavar="N", help="processes (default 1); all draw alike")
     add("--overwrite", action="store_true", help="replace a folder that holds files already")
     args = parser.parse_args(argv)
     if not (0 < args.hours <= 10_000 and 1 <= args.workers <= 256 and 0 <= args.seed < 2**31):

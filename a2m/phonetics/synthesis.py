@@ -282,9 +282,15 @@ class _Espeak:
 
     def say(self, text: str, speaker: Speaker) -> tuple[np.ndarray, int, Marks]:
         """Audio [n], its rate, and the marks."""
-        voice = speaker.language + (f"+{speaker.variant}" if speaker.variant else "")
-        if self._library.espeak_SetVoiceByName(voice.encode()) not in (0, 2):
-            raise InputError(f"espeak-ng has no voice {voice!r}: see `espeak-ng --voices` and `--voices=variant`.")
+        # By the voice's file: espeak-ng finds no "fr-fr" by its name, and goes on in the voice it had.
+        identifier = self.identifiers().get(speaker.language.lower())
+        if identifier is None:
+            raise InputError(f"espeak-ng has no language {speaker.language!r}: see `espeak-ng --voices`.")
+        if speaker.variant not in espeak_variants():  # espeak-ng would say nothing of it
+            raise InputError(f"espeak-ng has no variant {speaker.variant!r}: see `espeak-ng --voices=variant`.")
+        voice = identifier + (f"+{speaker.variant}" if speaker.variant else "")
+        if self._library.espeak_SetVoiceByName(voice.encode()) != 0:
+            raise InputError(f"espeak-ng does not load its voice {voice}: install it again (package espeak-ng).")
         self._library.espeak_SetParameter(_RATE, round(speaker.rate), 0)
         self._library.espeak_SetParameter(_PITCH, round(50 + 72 * np.log2(speaker.pitch)), 0)
         self._blocks, self._symbols = [], []
@@ -301,8 +307,10 @@ class _Espeak:
                 marks.append((start_s, phones))
         return samples.astype(np.float32) / 32768, self.rate_hz, marks
 
-    def languages(self) -> list[str]:
-        return [code for code, _ in self._voices(None)]
+    @cache  # noqa: B019  # there is one
+    def identifiers(self) -> dict[str, str]:
+        """The file of each language's first voice, by its code."""
+        return dict(reversed(self._voices(None)))
 
     def variants(self) -> list[str]:
         return [identifier.removeprefix("!v/") for _, identifier in self._voices("variant")]
@@ -314,7 +322,7 @@ class _Espeak:
         found, k = [], 0
         while voices[k]:
             voice = voices[k].contents
-            found.append((voice.languages[1:].decode(), voice.identifier.decode()))
+            found.append((voice.languages[1:].decode().lower(), voice.identifier.decode()))
             k += 1
         return found
 
@@ -339,7 +347,7 @@ class _Espeak:
 @cache
 def espeak_languages() -> tuple[str, ...]:
     """The codes of espeak-ng's languages and accents, sorted. InputError where it is missing."""
-    return tuple(sorted(set(_Espeak.get().languages())))
+    return tuple(sorted(_Espeak.get().identifiers()))
 
 
 @cache
