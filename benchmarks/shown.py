@@ -16,8 +16,8 @@ MEAN_FACE = torch.zeros(68, 3)
 
 
 def openings(motion: Motion) -> Tensor:
-    """Of each frame, by the eyes' distance: [T]."""
-    return mouth_opening(motion.landmarks + motion.mean_landmarks)
+    """Of each frame as seen from the front (depth apart), by the eyes' distance: [T]."""
+    return mouth_opening((motion.landmarks + motion.mean_landmarks)[..., :2])
 
 
 def speaking(pipeline: AudioToMotion, audio: Tensor, reference: Tensor = MEAN_FACE, seed: int = 0) -> Tensor:
@@ -27,4 +27,5 @@ def speaking(pipeline: AudioToMotion, audio: Tensor, reference: Tensor = MEAN_FA
 
 def at_rest(pipeline: AudioToMotion, reference: Tensor = MEAN_FACE) -> float:
     """The opening that the pipeline comes back to when nothing is said."""
-    return float(mouth_opening(closed(reference + FaceModel.builtin().mean, pipeline.opening_direction)))
+    points = closed(reference + FaceModel.builtin().mean, pipeline.opening_direction)
+    return float(mouth_opening(points[..., :2]))
