@@ -20,6 +20,7 @@ from a2m.phonetics.corpus import read_part
 from a2m.phonetics.encoder import WEIGHTS, PhoneticEncoder
 from a2m.phonetics.inventory import FEATURES, PHONES, SILENCE, feature_table
 from a2m.phonetics.synthesis import Speaker, synthesise
+from a2m.phonetics.texts import SENTENCES
 from a2m.phonetics.training import agreement_real, as_tensor, clip_paths, columns_of, phones_heard, read_real, shares
 from a2m.phonetics.training import utterances as utterances_of
 from benchmarks.report import markdown, run_main
@@ -103,12 +104,10 @@ def synthesised(encoder: PhoneticEncoder, corpus: Path) -> None:
     each = list(utterances_of(part))
     heard = [phones_heard(encoder, as_tensor(utterance)) for utterance in each]
     true = [torch.from_numpy(utterance.phones.astype(np.int64)) for utterance in each]
-    languages = sorted({entry.language for entry in part.utterances})
-    often = [name for name in languages if sum(entry.language == name for entry in part.utterances) >= 10]
     groups = {"all": list(range(len(each)))}
     for engine in ("flite", "espeak"):
         groups[engine] = [k for k, entry in enumerate(part.utterances) if entry.speaker.startswith(engine)]
-    for name in often:
+    for name in SENTENCES:
         groups[f"espeak, {name}"] = [k for k in groups["espeak"] if part.utterances[k].language == name]
     rows = []
     for name, chosen in groups.items():
