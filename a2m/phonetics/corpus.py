@@ -25,7 +25,15 @@ import numpy as np
 import torch
 
 from a2m.phonetics.disturbance import Disturbance
-from a2m.phonetics.synthesis import FLITE_LANGUAGE, Speaker, Utterance, espeak_languages, espeak_variants, synthesise
+from a2m.phonetics.synthesis import (
+    FLITE_LANGUAGE,
+    Speaker,
+    Unspoken,
+    Utterance,
+    espeak_languages,
+    espeak_variants,
+    synthesise,
+)
 from a2m.phonetics.texts import SENTENCES, sentence
 from a2m.regression import MEL_RANGE
 from a2m.speech import analyse, mel_columns
@@ -43,7 +51,7 @@ _MAIN_SHARE = 0.4  # of espeak-ng's utterances: the benchmark's languages; the r
 _FLITE = {"train": ("kal", "kal16", "rms", "slt"), "held_out": ("awb",)}
 _HELD_OUT_VARIANTS = 8  # one in so many
 _LENGTH_S = (3.0, 10.0)
-_SAYS_NOTHING = 20  # in a row: something is wrong with the synthesiser
+_MOST_DRAWS = 20  # in a row: something is wrong with the synthesisers
 
 
 @dataclass(frozen=True)
@@ -175,18 +183,17 @@ def draw_speaker(part: str, generator: np.random.Generator) -> Speaker:
 
 def _drawn(part: str, generator: np.random.Generator) -> tuple[Speaker, str, Utterance]:
     """A speaker and something said, of 3 to 10 s; what voices can't say (few can't say a word) is drawn again."""
-    for _ in range(_SAYS_NOTHING):
+    for _ in range(_MOST_DRAWS):
         speaker = draw_speaker(part, generator)
         text = sentence(speaker.language, generator, int(generator.uniform(40, 110)), part == "held_out")
         try:
             said = synthesise(text, speaker)
-        except InputError as error:
+        except Unspoken as error:
             log.warning("%s", error)
-            reason = error
             continue
         if said.ends_s[-1] >= _LENGTH_S[0]:
             return speaker, text, said.until(_LENGTH_S[1])
-    raise InputError(f"The synthesisers say nothing that can be used: {locals().get('reason', 'all is too short')}")
+    raise InputError(f"The synthesisers said nothing of {_LENGTH_S[0]:g} s in {_MOST_DRAWS} tries: are they whole?")
 
 
 def _babble(part: str, generator: np.random.Generator) -> np.ndarray:

@@ -47,6 +47,10 @@ _SILENCE = PHONES.index(SILENCE)
 _STOPS = frozenset(np.flatnonzero(feature_table()[:, FEATURES.index("stop")].numpy()).tolist())
 
 
+class Unspoken(InputError):
+    """A text that a voice makes no sound of: give it another."""
+
+
 @dataclass(frozen=True)
 class Speaker:
     """Who speaks. engine: "espeak" or "flite"; language: espeak-ng's code ("de", "fr-fr"); variant: espeak-ng's variant
@@ -103,11 +107,11 @@ class Utterance:
 def synthesise(text: str, speaker: Speaker) -> Utterance:
     """Speak a text, with a tenth of a second of silence around it.
 
-    InputError where the synthesiser or its voice is missing, or the text gives no sound.
+    InputError where the synthesiser or its voice is missing, Unspoken where the text gives no sound.
     """
     audio, rate_hz, marks = (_Espeak.get().say if speaker.engine == "espeak" else _flite)(text, speaker)
     if len(marks) == 0 or len(audio) < 0.1 * rate_hz or not np.any(audio):
-        raise InputError(f"{speaker.name} says nothing to {text[:60]!r}: give a text in {speaker.language}.")
+        raise Unspoken(f"{speaker.name} says nothing to {text[:60]!r}: give a text in {speaker.language}.")
     audio = np.pad(audio, round(_MARGIN_S * rate_hz))
     end_s = len(audio) / rate_hz
     marks = [(start_s + _MARGIN_S, phones) for start_s, phones in marks]
