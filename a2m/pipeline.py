@@ -21,10 +21,10 @@ from a2m.hearing import load_hubert, recording_features
 from a2m.keyframes import HEAD_FADE, Keyframes
 from a2m.model import FORMAT as ATOM_FORMAT
 from a2m.model import AToMNet
-from a2m.pose import N_DIMENSIONS, HeadPrior, apply_lids, apply_pose, within_limits
+from a2m.pose import N_DIMENSIONS, HeadPrior, activity, apply_lids, apply_pose, within_limits
 from a2m.regression import Regression
 from a2m.sampling import sample
-from a2m.speech import Voice, analyse, mouth_gate
+from a2m.speech import Voice, analyse, levels_db, mouth_gate
 from a2m.streaming import Known, fitted
 from common import weights
 from common.audio import FPS, SAMPLE_RATE_HZ, HubertFeatures
@@ -159,7 +159,8 @@ class AudioToMotion:
         deviation, lids = torch.zeros(T, N_DIMENSIONS), torch.ones(T)
         if pose == "natural":
             points[:, REST] += control.expression_scale * performance.rest
-            deviation = self._head(performance, voice.sound, control, seed)
+            heard = activity(levels_db(audio), voice.sound)
+            deviation = self._head(performance, heard, control, seed)
         blink = control.blink or ("auto" if pose == "natural" else "off")
         if blink != "off":
             lids = self._lids(performance, blink, seed)
@@ -184,10 +185,10 @@ class AudioToMotion:
         is_rest = (torch.arange(T) == 0) & ~known.is_known
         return Known(known.values.masked_fill(is_rest[:, None], 0.0), known.is_known | is_rest)
 
-    def _head(self, performance: Performance, sound: Tensor, control: Control, seed: int) -> Tensor:
-        """Deviations [T, 6] from the picture's pose, zero in the first frame."""
+    def _head(self, performance: Performance, heard: Tensor, control: Control, seed: int) -> Tensor:
+        """Deviations [T, 6] from the picture's pose, zero in the first frame; heard: `activity` [T]."""
         if performance.slow is None or not self.uses_slow:
-            return self.head.sample_pose(sound, _generator(seed, "head"), control.head_scale)
+            return self.head.sample_pose(heard, _generator(seed, "head"), control.head_scale)
         path = smooth(performance.slow[:, :N_DIMENSIONS], _HEAD_SMOOTHING_FRAMES)
         at_rest = torch.arange(len(path)) == 0
         return within_limits(control.head_scale * fitted(path[None], 0 * path[None], at_rest, HEAD_FADE)[0])

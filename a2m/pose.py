@@ -4,13 +4,19 @@ The head: a stationary linear-Gaussian autoregression of second order at 5 Hz (f
 pitch, yaw, roll, two translations and the logarithm of the scale, relative to the picture's own pose. It starts at
 rest, so the first frame is the picture's and motion builds up by itself; a cubic B-spline leads to 25 Hz. The blinks: a
 renewal process with Erlang intervals and the mean curve of lid aperture in the tracks.
+
+`python -m a2m.pose --data DIR weights/small/a2m weights/small/a2m_regression` fits the prior that weights hold anew
+(training fits it, too).
 """
 
 from __future__ import annotations
 
+import argparse
 import logging
 import math
+import sys
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +24,9 @@ import torch
 from scipy.interpolate import BSpline
 from torch import Generator, Tensor, nn
 
-from a2m.data import Clip, raw_aperture, smooth
+from a2m.data import Clip, raw_aperture, read_clips, smooth
 from common import weights
+from common.errors import InputError
 from common.face.lids import open_lids
 from common.face.model import FaceModel
 from common.face.pos import Pose
@@ -32,22 +39,29 @@ PREFIX = "head."  # of this module's tensors in the weights that it shares with 
 FPS = 25
 STEP_FRAMES = 5  # 5 Hz
 N_DIMENSIONS = 6  # pitch, yaw, roll in radians; x, y in face model units; log scale
-# What a warped picture bears without tearing; tanh keeps samples inside.
-LIMITS = (math.radians(4), math.radians(6), math.radians(4), 0.08, 0.06, 0.04)
+LIMITS = (math.radians(4), math.radians(6), math.radians(4), 0.08, 0.06, 0.04)  # twice these are learnt at most
+REACH = tuple(1.4 * limit for limit in LIMITS)  # of heads that are made: any picture bears that; tanh keeps them inside
+STRESS = 0.5  # what soft syllables take from a head's motion; then loudness and speed correlate much as in tracks
+_LATER_FRAMES = 7  # step k moves frames around 5 (k - 1.5), and is pushed by what is heard there
 BLINK_BEFORE, BLINK_AFTER = 3, 12  # frames of the curve around its minimum
 _SMOOTHING_FRAMES = 2.0
 _LEAST_FRAMES = 75
 _LEAST_IN_ALL, _LEAST_BLINKS = 1500, 10
+_LEAST_FRAMES_OF_SPEED = 12
+_FAR_FROM_LIMITS = 1e-3  # a scale at which they are not felt
+_CALIBRATIONS, _LEAST_IN_PAUSES = 6, 0.05
 _MOST_FRAMES_OF_A_PERSON = 1500
 _BLINK_DEPTH, _BLINK_END = 0.6, 0.75  # of the aperture around
 _LONGEST_BLINK = 10  # frames; longer ones are looks down
+_BLINK_STRETCH = (0.7, 1.5)  # of the curve: frames below half the aperture as many as in tracks
 _REFRACTORY_S = 0.6
 
 
 class HeadPrior(nn.Module):
-    """transition: [2, 6, 6] for one and two steps back; noise: [6, 6], Cholesky factor; pause_noise: its factor where
+    """transition: [2, 6, 6] for one and two steps back; noise: [6, 6], Cholesky factor; pause_noise: how much of a step
 
-    nothing is said; blink_curve: [16] relative aperture; blink_interval_s: mean; blink_shape: of the Erlang.
+    the head goes where nothing is said; blink_curve: [16] relative aperture; blink_interval_s: mean; blink_shape: of
+    the Erlang distribution.
     """
 
     transition: Tensor
@@ -72,21 +86,22 @@ class HeadPrior(nn.Module):
         return weights.load_into(HeadPrior(), part, source)
 
     def sample_pose(self, sound: Tensor, generator: Generator, scale: float = 1.0) -> Tensor:
-        """Deviations from the picture's pose, [T, 6], zero in the first frame; sound: [T] bool or 0..1.
+        """Deviations from the picture's pose, [T, 6], zero in the first frame; sound: [T] bool, or 0..1 (`activity`).
 
         scale: how far the head goes, 0 leaves it where it is; the limits hold for any.
         """
         T = len(sound)
         n_steps = T // STEP_FRAMES + 4
         eps = torch.randn(n_steps, N_DIMENSIONS, generator=generator)
-        activity = torch.nn.functional.pad(sound.float(), (0, n_steps * STEP_FRAMES - T))
-        activity = activity.unflatten(0, (n_steps, STEP_FRAMES)).mean(dim=1)
-        strength = self.pause_noise + (1 - self.pause_noise) * activity
-        pushes = ((eps * strength[:, None]) @ self.noise.mT).double().numpy()
+        heard = torch.nn.functional.pad(sound.float(), (_LATER_FRAMES, n_steps * STEP_FRAMES - T - _LATER_FRAMES))
+        heard = heard.unflatten(0, (n_steps, STEP_FRAMES)).mean(dim=1)
+        strength = self.pause_noise + (1 - self.pause_noise) * heard
+        pushes, strength = (eps @ self.noise.mT).double().numpy(), strength.double().numpy()
         first, second = self.transition.double().numpy()
         x = np.zeros((n_steps, N_DIMENSIONS))
         for k in range(3, n_steps):  # three steps at rest: neither velocity nor acceleration at the start
-            x[k] = first @ x[k - 1] + second @ x[k - 2] + pushes[k]
+            step = first @ x[k - 1] + second @ x[k - 2] + pushes[k] - x[k - 1]
+            x[k] = x[k - 1] + strength[k] * step
         knots = (np.arange(n_steps + 4) - 3) * STEP_FRAMES  # frame 0 depends on x[0..2]
         return within_limits(scale * torch.from_numpy(BSpline(knots, x, 3)(np.arange(T))).float())
 
@@ -105,10 +120,23 @@ class HeadPrior(nn.Module):
                 time_s += _REFRACTORY_S - scale * float(uniform.log().sum())
             else:
                 time_s += every_s * (0.75 + float(uniform[0]) / 2)
-            start = round(time_s * FPS)
-            part = self.blink_curve[: max(0, T - start)]
-            aperture[start : start + len(part)] = torch.minimum(aperture[start : start + len(part)], part)
+            low, high = _BLINK_STRETCH
+            stretch = low + (high - low) * float(torch.rand((), generator=generator, dtype=torch.float64))
+            deepest = round(time_s * FPS) + BLINK_BEFORE
+            near = slice(max(0, deepest - 2 * BLINK_BEFORE), min(T, deepest + 2 * BLINK_AFTER))
+            at = BLINK_BEFORE + (np.arange(T)[near] - deepest) / stretch
+            curve = np.interp(at, np.arange(len(self.blink_curve)), self.blink_curve.numpy())
+            aperture[near] = torch.minimum(aperture[near], torch.from_numpy(curve).float())
         return aperture
+
+
+def activity(level_db: Tensor, sound: Tensor) -> Tensor:
+    """How much a head has to say, 0..1: 0 in pauses, more in loud syllables than in soft ones; [T], bool [T] -> [T]."""
+    if not sound.any():
+        return sound.float()
+    spoken = level_db[sound]
+    stress = torch.tanh((level_db - spoken.mean()) / spoken.std(correction=0).clamp(min=1.0))
+    return sound * (1 - STRESS * (1 - stress) / 2)
 
 
 def apply_pose(reference: Pose, deviation: Tensor) -> Pose:
@@ -126,8 +154,8 @@ def pose_deviation(reference: Pose, pose: Pose) -> Tensor:
 
 
 def within_limits(deviation: Tensor) -> Tensor:
-    """Deviations [..., 6] held back to LIMITS, softly."""
-    limits = deviation.new_tensor(LIMITS)
+    """Deviations [..., 6] held back to REACH, softly."""
+    limits = deviation.new_tensor(REACH)
     return limits * torch.tanh(deviation / limits)
 
 
@@ -147,6 +175,7 @@ def fit_head_prior(clips: list[Clip], model: FaceModel) -> HeadPrior:
         log.warning("under a minute of running speech in clips of 3 s and more: the built-in head prior is used")
         return prior
     _fit_motion(prior, clips)
+    _calibrate(prior, clips)
     _fit_blinks(prior, clips, model)
     return prior
 
@@ -190,7 +219,42 @@ def _fit_motion(prior: HeadPrior, clips: list[Clip]) -> None:
     prior.noise.copy_((torch.linalg.cholesky(covariance) * level["on"]).float())
     while spectral_radius(a) > 0.98:  # stationary, with a memory of at most ten seconds
         a = 0.99 * a
-    prior.transition.copy_(torch.stack([a[:, :N_DIMENSIONS], a[:, N_DIMENSIONS:]]).float())
+    a = a.bfloat16().float()  # as weights are stored; a memory that long feels it, so what follows should, too
+    prior.transition.copy_(torch.stack([a[:, :N_DIMENSIONS], a[:, N_DIMENSIONS:]]))
+
+
+def _calibrate(prior: HeadPrior, clips: list[Clip]) -> None:
+    """Scale what pushes the head until it moves as fast as the median person's, in speech and in pauses.
+
+    The least squares don't see to that: noise in the tracks and the spline take some of the motion. The limits do as
+    well, and are left out: who makes up for them gets a head that leans against them.
+    """
+    real = [_speeds(head_motion(clip), clip.sound) for clip in clips]
+    heard = [activity(mel_level_db(clip.mel), clip.sound) for clip in clips]
+    for _ in range(_CALIBRATIONS):
+        each: dict[str, list[Tensor]] = {}
+        for k, (clip, wanted) in enumerate(zip(clips, real, strict=True)):
+            made = prior.sample_pose(heard[k], Generator().manual_seed(k), _FAR_FROM_LIMITS) / _FAR_FROM_LIMITS
+            each.setdefault(clip.person, []).append((wanted / _speeds(made, clip.sound)).log())
+        factor = torch.stack([torch.stack(rows).nanmean(dim=0) for rows in each.values()]).nanmedian(dim=0).values.exp()
+        prior.noise *= factor[0, :, None].nan_to_num(1.0)
+        prior.pause_noise.mul_((factor[1] / factor[0]).mean().nan_to_num(1.0)).clamp_(_LEAST_IN_PAUSES, 1.0)
+
+
+def mel_level_db(mel: Tensor) -> Tensor:
+    """Level of frames [T, 4, 64] of log-mel in units of 10 dB, but for a constant: [T] in dB."""
+    return 10 * (mel * math.log(10)).logsumexp(dim=(1, 2)) / math.log(10)
+
+
+def _speeds(motion: Tensor, sound: Tensor) -> Tensor:
+    """Root mean square speed [2, 6] in speech and in pauses, NaN where there is hardly any; motion: [T, 6]."""
+    speech = smooth(sound.float(), STEP_FRAMES / 2)[1:]
+    squares = motion.diff(dim=0).square()
+    parts = [squares[mask] for mask in (speech > 0.9, speech < 0.1)]
+    parts = [
+        part if len(part) >= _LEAST_FRAMES_OF_SPEED else part.new_full((1, N_DIMENSIONS), math.nan) for part in parts
+    ]
+    return torch.stack([part.mean(dim=0).sqrt() for part in parts]).clamp(min=1e-6)
 
 
 def spectral_radius(a: Tensor) -> float:
@@ -216,9 +280,11 @@ def _fit_blinks(prior: HeadPrior, clips: list[Clip], model: FaceModel) -> None:
     if len(curves) < _LEAST_BLINKS or len(intervals) < _LEAST_BLINKS:
         log.warning("%d blinks: those of the built-in prior are used", len(curves))
         return
-    # The median person: a few who blink all the time would make everybody nervous.
-    rates = [blinks[person] / minutes[person] for person in blinks if minutes[person] > 0.15]
-    prior.blink_interval_s.fill_(60 / float(torch.tensor(rates).median()))
+    # The rate that is the smallest factor away from people's: their geometric mean, each watched one usual interval
+    # and blink longer. People blink 5 to 50 times a minute, and many of them are seen for seconds.
+    pooled = sum(blinks.values()) / sum(minutes.values())
+    rates = torch.tensor([(blinks[person] + 1) / (minutes[person] + 1 / pooled) for person in blinks])
+    prior.blink_interval_s.fill_(60 / float(rates.log().mean().exp()))
     spread = torch.tensor(intervals)  # few of them are long: clips end
     prior.blink_shape.fill_(float((spread.mean() ** 2 / spread.var()).round().clamp(1, 6)))
     curve = torch.stack(curves).median(dim=0).values
@@ -249,3 +315,32 @@ def find_blinks(relative: Tensor) -> list[int]:
             found.append(frame + int(relative[frame:end].argmin()))
         frame = end + 3
     return found
+
+
+def refit(folder: Path, clips: list[Clip], model: FaceModel) -> None:
+    """Replace the prior in a folder of weights."""
+    state, config = weights.from_pretrained(folder)
+    head = fit_head_prior(clips, model).state_dict()
+    dtype = state[f"{PREFIX}noise"].dtype
+    weights.save(folder, state | {PREFIX + key: value for key, value in head.items()}, config, dtype=dtype)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m a2m.pose", description="Fit the head's prior in weights anew.")
+    parser.add_argument("--data", type=Path, required=True, help="folder with index.csv, clips/ and tracks/")
+    parser.add_argument("folders", type=Path, nargs="+", help="of weights")
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    torch.set_num_threads(1)
+    model = FaceModel.builtin()
+    clips = read_clips(args.data, "train", model)
+    for folder in args.folders:
+        refit(folder, clips, model)
+        print(f"{folder}: the head's prior of {len(clips)} clips")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"error: {error}")

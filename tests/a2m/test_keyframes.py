@@ -11,7 +11,7 @@ from a2m.control import AS_MADE, Control
 from a2m.keyframes import Keyframes
 from a2m.model import AToMConfig, AToMNet
 from a2m.pipeline import AudioToMotion
-from a2m.pose import LIMITS, apply_pose, pose_deviation
+from a2m.pose import REACH, apply_pose, pose_deviation
 from common.errors import InputError
 from common.face import mouth
 from common.face.model import LIP_STREAM, mouth_opening
@@ -36,7 +36,7 @@ def slow(a2m: AudioToMotion) -> AudioToMotion:
     torch.manual_seed(0)
     net = AToMNet(AToMConfig(width=16, n_layers=1, n_heads=2, ff_width=16, window=32, overlap=8, sees_known=True))
     assert isinstance(a2m.model, AToMNet)
-    net.space.slow_std.copy_(torch.tensor((*LIMITS, 0.3)))
+    net.space.slow_std.copy_(torch.tensor((*REACH, 0.3)))
     net.space.opening_direction.copy_(a2m.model.space.opening_direction)
     net.space.lip_decoder.mul_(0.01), net.space.rest_decoder.mul_(0.01)
     return AudioToMotion(net, a2m.head, a2m.face_model, uses_slow=True)
@@ -135,7 +135,7 @@ def test_a_head_of_the_slow_stream_starts_as_in_the_picture_and_keeps_its_limits
     assert torch.equal(motion.pose.rotation[0], PICTURE.rotation)
     deviation = pose_deviation(PICTURE, motion.pose)
     assert deviation.std(dim=0).min() > 0
-    assert (deviation.abs() <= torch.tensor(LIMITS) + 1e-5).all()
+    assert (deviation.abs() <= torch.tensor(REACH) + 1e-5).all()
     lips = motion.landmarks[0, LIP_STREAM]  # brows are smoothed over time
     torch.testing.assert_close(lips, neutral(slow)[LIP_STREAM, :], atol=1e-5, rtol=0)
 

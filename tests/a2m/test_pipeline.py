@@ -12,7 +12,7 @@ from torch import Tensor
 from a2m.control import Control
 from a2m.model import AToMNet
 from a2m.pipeline import AudioToMotion
-from a2m.pose import LIMITS, find_blinks, relative_aperture, spectral_radius
+from a2m.pose import REACH, find_blinks, relative_aperture, spectral_radius
 from a2m.regression import WEIGHTS as REGRESSION
 from a2m.speech import levels_db
 from common import weights
@@ -136,7 +136,7 @@ def test_the_head_starts_near_the_pictures_and_stays_within_its_limits(a2m: Audi
     motion = make(a2m, speech.repeat(2))
     turned = euler_rad(motion.pose.rotation @ picture().rotation.mT)
     assert turned[0].abs().max() < math.radians(1)
-    assert (turned.abs() <= torch.tensor(LIMITS[:3]) + 1e-3).all()
+    assert (turned.abs() <= torch.tensor(REACH[:3]) + 1e-3).all()
     assert turned.std(dim=0).max() > math.radians(0.2)
     prior = torch.cat(list(a2m.head.transition), dim=1)
     assert spectral_radius(prior) < 1

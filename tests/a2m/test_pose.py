@@ -1,19 +1,26 @@
 """The head's prior: starts at the picture, stays in bounds, is stationary; blinks end where they began."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from a2m.data import Clip
 from a2m.pose import (
     BUILT_IN,
-    LIMITS,
+    REACH,
+    STRESS,
     HeadPrior,
+    activity,
     apply_lids,
     apply_pose,
     find_blinks,
     fit_head_prior,
+    head_motion,
     pose_deviation,
+    refit,
     relative_aperture,
     spectral_radius,
 )
@@ -38,7 +45,7 @@ def test_the_first_frame_is_the_pictures_pose_exactly_and_motion_eases_in(prior:
     moved = apply_pose(some_pose(), deviation)
     assert torch.equal(moved.rotation[0], some_pose().rotation)
     assert torch.equal(moved.translation[0], some_pose().translation) and moved.scale[0] == some_pose().scale
-    limits = torch.tensor(LIMITS)
+    limits = torch.tensor(REACH)
     assert ((deviation[:3].abs() / limits) < 0.05).all()  # no jump away from the picture
     assert (deviation.abs() <= limits).all()
 
@@ -103,11 +110,11 @@ def test_deviations_of_poses_are_what_was_applied(prior: HeadPrior) -> None:
 
 @pytest.mark.parametrize("scale", [0.0, 0.5, 3.0])
 def test_a_scaled_head_goes_as_far_as_it_says_within_its_limits(prior: HeadPrior, scale: float) -> None:
-    plain, scaled = (prior.sample_pose(torch.ones(300), torch.Generator().manual_seed(2), s) for s in (1.0, scale))
-    limits = torch.tensor(LIMITS)
+    scaled, tiny = (prior.sample_pose(torch.ones(300), torch.Generator().manual_seed(2), s) for s in (scale, 1e-3))
+    limits = torch.tensor(REACH)
     assert (scaled.abs() <= limits).all()
-    expected = scale * limits * torch.atanh(plain / limits)  # before the limits
-    torch.testing.assert_close(scaled, limits * torch.tanh(expected / limits), atol=1e-5, rtol=1e-4)
+    path = tiny / 1e-3  # far from its limits
+    torch.testing.assert_close(scaled, limits * torch.tanh(scale * path / limits), atol=1e-4, rtol=1e-3)
 
 
 def test_lids_at_one_change_nothing_and_at_zero_meet() -> None:
@@ -125,6 +132,68 @@ def test_a_blink_drawn_into_a_face_is_found_where_it_is() -> None:
     aperture[98:103] = torch.tensor([0.7, 0.3, 0.1, 0.4, 0.7])
     points = apply_lids(FaceModel.builtin().mean.repeat(200, 1, 1), aperture)
     assert find_blinks(relative_aperture(points)) == [100]
+
+
+def test_loud_syllables_move_a_head_more_than_soft_ones_and_pauses_say_nothing() -> None:
+    level_db = torch.tensor([-60.0, -20.0, -10.0, -15.0, -40.0])
+    sound = torch.tensor([False, True, True, True, False])
+    heard = activity(level_db, sound)
+    assert (heard[~sound] == 0).all() and (heard[sound] >= 1 - STRESS).all() and (heard <= 1).all()
+    assert heard[2] > heard[3] > heard[1]
+    torch.testing.assert_close(activity(level_db - 30, sound), heard)  # a softer recording is no softer speech
+    assert torch.equal(activity(level_db, torch.zeros(5, dtype=torch.bool)), torch.zeros(5))
+    assert activity(torch.full((4,), -20.0), torch.ones(4, dtype=torch.bool)).isfinite().all()
+
+
+def test_pauses_still_the_head(prior: HeadPrior) -> None:
+    sound = (torch.arange(25 * 400) // 50) % 2 == 0  # two seconds of speech, two of silence
+    quiet = HeadPrior()
+    quiet.load_state_dict(prior.state_dict())
+    quiet.pause_noise.fill_(0.2)
+    squares = quiet.sample_pose(sound, torch.Generator().manual_seed(0)).diff(dim=0).square().sum(dim=1)
+    of_phase = torch.nn.functional.pad(squares, (1, 0)).unflatten(0, (100, 100)).mean(dim=0)  # over the periods
+    assert of_phase[65:90].mean() < 0.5 * of_phase[15:40].mean()
+
+
+def acted_clips(prior: HeadPrior, n: int = 10, T: int = 500) -> list[Clip]:
+    """Clips of people whose heads and lids the prior moves, faster than it would."""
+    mean = FaceModel.builtin().mean
+    lively = HeadPrior()
+    lively.load_state_dict(prior.state_dict())
+    lively.noise *= 0.5
+    clips = []
+    for k in range(n):
+        sound = (torch.arange(T) + 20 * k) % 150 < 110
+        pose = apply_pose(some_pose(), lively.sample_pose(sound, torch.Generator().manual_seed(k)))
+        lm3d = apply_lids(mean.repeat(T, 1, 1), prior.sample_lids(T, torch.Generator().manual_seed(k), 3.0)) - mean
+        empty = torch.zeros(T)
+        clips.append(
+            Clip(f"c{k}", f"p{k}", torch.zeros(T, 4, 64), torch.zeros(64), sound, lm3d, pose, empty, empty, empty, 1.0)
+        )
+    return clips
+
+
+def test_a_prior_fitted_to_heads_moves_and_blinks_as_they_do(prior: HeadPrior) -> None:
+    clips = acted_clips(prior)
+    fitted = fit_head_prior(clips, FaceModel.builtin())
+    made = [fitted.sample_pose(clip.sound, torch.Generator().manual_seed(50 + k)) for k, clip in enumerate(clips)]
+    speeds = [
+        torch.stack([motion.diff(dim=0).square().mean(dim=0) for motion in part]).mean(dim=0).sqrt()
+        for part in (made, [head_motion(clip) for clip in clips])
+    ]
+    assert ((speeds[0] / speeds[1]).log().abs() < 0.3).all()
+    assert 2.5 < float(fitted.blink_interval_s) < 3.6
+    assert 0.05 <= float(fitted.pause_noise) <= 1
+
+
+def test_refitting_replaces_the_prior_and_nothing_else(prior: HeadPrior, tmp_path: Path) -> None:
+    state, config = weights.from_pretrained(BUILT_IN)
+    weights.save(tmp_path / "w", state, config, dtype=torch.float32)
+    refit(tmp_path / "w", acted_clips(prior), FaceModel.builtin())
+    again, kept = weights.from_pretrained(tmp_path / "w")
+    assert kept == config and again.keys() == state.keys()
+    changed = {key for key in state if not torch.equal(again[key], state[key])}
+    assert changed and all(key.startswith("head.") for key in changed)
 
 
 def test_data_that_say_nothing_of_heads_leave_the_built_in_prior() -> None:
