@@ -88,11 +88,11 @@ class Bar:
         return "reached" if f.n_persons > 1 and self.least <= f.low and f.high <= self.most else "not shown"
 
     def __str__(self) -> str:
-        asked = f"{self.least:g} to {self.most:g}"
+        asked = f"{self.least:.2g} to {self.most:.2g}"
         if math.isinf(self.most):
-            asked = f"at least {self.least:g}"
+            asked = f"at least {self.least:.2g}"
         elif math.isinf(self.least):
-            asked = f"at most {self.most:g}"
+            asked = f"at most {self.most:.2g}"
         n = f"n {self.found.n}, people {self.found.n_persons}"
         return f"- {self.text}: {self.found}, asked for {asked}: {self.verdict} ({n})"
 

@@ -129,7 +129,8 @@ def blink_length(each: Sequence[Movement]) -> float:
 
 
 def speed(each: Sequence[Movement]) -> float:
-    return _rms(torch.cat([m.speeds for m in each]))
+    """Of the median clip: a few people who toss their heads would outweigh all others."""
+    return float(np.median([_rms(m.speeds) for m in each]))
 
 
 def in_pauses(each: Sequence[Movement]) -> float:
@@ -139,7 +140,7 @@ def in_pauses(each: Sequence[Movement]) -> float:
 
 
 def turn(each: Sequence[Movement]) -> float:
-    return float(np.mean([m.turn_deg for m in each]))
+    return float(np.median([m.turn_deg for m in each]))
 
 
 def coupling(each: Sequence[Movement]) -> float:
