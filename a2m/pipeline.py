@@ -17,20 +17,20 @@ from torch import Generator, Tensor
 
 from a2m.control import AS_MADE, Control
 from a2m.data import smooth
-from a2m.hearing import load_hubert, recording_features
+from a2m.hearing import Features, load_hubert, recording_features
 from a2m.keyframes import HEAD_FADE, Keyframes
 from a2m.model import FORMAT as ATOM_FORMAT
 from a2m.model import AToMNet
 from a2m.pose import N_DIMENSIONS, HeadPrior, activity, apply_lids, apply_pose, within_limits
 from a2m.regression import Regression
-from a2m.sampling import sample
+from a2m.sampling import lip_motion, sample
 from a2m.speech import Voice, analyse, levels_db, mouth_gate
 from a2m.streaming import Known, fitted
 from common import weights
 from common.audio import FPS, SAMPLE_RATE_HZ, HubertFeatures
 from common.errors import InputError
 from common.face import mouth
-from common.face.model import LIP_STREAM, REST, FaceModel, eye_distance
+from common.face.model import LIP_STREAM, REST, FaceModel
 from common.face.pos import Pose
 from common.motion import Motion, Reference
 
@@ -47,14 +47,13 @@ PoseMode = Literal["natural", "still"]
 class Performance:
     """What a model makes of a recording: lips [T, 37, 3] from the closed mouth and rest [T, 31, 3] from the picture's,
 
-    in units of the face model; what speech does to the lids' aperture, [T], 1 where it does nothing; closure [T], how
-    far the lips are brought together, 0 where they are left as they are; slow [T, 7] as in `a2m.space`, for who has it.
+    in units of the face model; what speech does to the lids' aperture, [T], 1 where it does nothing; slow [T, 7] as in
+    `a2m.space`, for who has it.
     """
 
     lips: Tensor
     rest: Tensor
     lids: Tensor
-    closure: Tensor
     slow: Tensor | None = None
 
 
@@ -151,7 +150,7 @@ class AudioToMotion:
             reference, generators = rest - self.face_model.mean, [_generator(seed, "mouth")]
             options = (n_steps, guidance_scale, temperature, known)
             values = sample(self.model, features, T, reference, generators, *options)
-            performance = _performance(self.model, values[0])
+            performance = _performance(self.model, values, features)
         else:
             made |= {"is_stretched": is_stretched}
             performance = _regressed(self.model, audio, voice, is_stretched)
@@ -205,16 +204,14 @@ class AudioToMotion:
         points = rest.repeat(len(gate), 1, 1)
         points[:, LIP_STREAM, :] += control.mouth_scale * gate[:, None, None] * performance.lips
         points = mouth.keep_lips_apart(points, mouth.lip_gap(rest).clamp(max=0))
-        touching = mouth.lip_gap(rest).clamp(max=float(mouth.TOUCHING_OPENING * eye_distance(rest)))
-        points = mouth.brought_together(points, performance.closure, self.opening_direction, touching)
         return apply_lids(points, 1 + control.expression_scale * gate * (performance.lids - 1))
 
 
-def _performance(model: AToMNet, values: Tensor) -> Performance:
-    """values: [T, K] of one sample."""
-    lips, rest, slow = (part.cpu() for part in model.space.decode(values))
-    nothing = torch.zeros(len(lips))
-    return Performance(lips, smooth(rest, _REST_SMOOTHING_FRAMES), lids=1 + nothing, closure=nothing, slow=slow)
+def _performance(model: AToMNet, values: Tensor, features: Features) -> Performance:
+    """values: [1, T, K], one sample of what is heard in `features`."""
+    lips = lip_motion(model, values, features)[0]
+    _, rest, slow = (part[0].cpu() for part in model.space.decode(values))
+    return Performance(lips, smooth(rest, _REST_SMOOTHING_FRAMES), torch.ones(len(lips)), slow)
 
 
 def _regressed(model: Regression, audio: Tensor, voice: Voice, is_stretched: bool) -> Performance:
@@ -222,7 +219,7 @@ def _regressed(model: Regression, audio: Tensor, voice: Voice, is_stretched: boo
     if is_stretched:
         coefficients = model.stretched(coefficients)
     lips, lids = (part.cpu() for part in model.decode(coefficients))
-    return Performance(lips, torch.zeros(len(lips), len(REST), 3), lids, closure=torch.zeros(len(lips)))
+    return Performance(lips, torch.zeros(len(lips), len(REST), 3), lids)
 
 
 def _generator(seed: int, purpose: Literal["head", "lids", "mouth"]) -> Generator:

@@ -10,6 +10,7 @@ from torch import Generator, Tensor
 from a2m.data import Clip
 from a2m.hearing import Features, clip_features
 from a2m.model import AToMNet
+from a2m.phonetics.closure import lip_closure, lips_together
 from a2m.speech import chunks, mouth_gate
 from a2m.streaming import Known, stream
 from common.face.model import LIP_STREAM, FaceModel, mouth_opening
@@ -36,6 +37,15 @@ def sample(
     heard = (features(first, last) for first, last in chunks(n_frames))
     options = (n_steps, guidance_scale, temperature, known, block)
     return torch.cat(list(stream(model, heard, reference, generators, *options)), dim=1)
+
+
+def lip_motion(model: AToMNet, values: Tensor, features: Features) -> Tensor:
+    """Lips and jaw of values [S, T, K], together where the phonetic encoder hears that: [S, T, 37, 3], CPU."""
+    lips = model.space.decode_lips(values).cpu()
+    if model.phonetics is None:
+        return lips
+    closure = lip_closure(model.phonetics, features, values.shape[1])
+    return lips_together(lips, closure, model.space.opening_direction.cpu())
 
 
 # ---- for measuring
@@ -67,7 +77,7 @@ def predict_openings(
         n_steps,
         guidance_scale,
     )
-    motion = model.space.decode_lips(values).cpu()  # [n_seeds, T, 37, 3]
+    motion = lip_motion(model, values, clip_features(clip))
     points = face_model.mean.repeat(*motion.shape[:2], 1, 1)
     points[..., LIP_STREAM, :] += mouth_gate(clip.sound)[:, None, None] * motion
     return mouth_opening(keep_lips_apart(points, lip_gap(face_model.mean).clamp(max=0)))

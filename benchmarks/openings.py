@@ -21,7 +21,7 @@ from a2m.hearing import clip_features
 from a2m.model import AToMNet
 from a2m.regression import WEIGHTS, Regression
 from a2m.regression_train import model_input
-from a2m.sampling import clip_reference, sample
+from a2m.sampling import clip_reference, lip_motion, sample
 from a2m.speech import mouth_gate
 from benchmarks.report import Column
 from common.face.model import LIP_STREAM, LIPS, FaceModel, mouth_opening
@@ -161,7 +161,7 @@ def sampled(
             n_steps,
             guidance_scale,
         )
-        return shown(model.space.decode_lips(values).cpu(), clip)
+        return shown(lip_motion(model, values, clip_features(clip)), clip)
 
     return forecast
 

@@ -33,19 +33,6 @@ def keep_lips_apart(points: Tensor, least_gap: Tensor) -> Tensor:
     return set_lip_gap(points, torch.maximum(lip_gap(points), least_gap))
 
 
-def brought_together(points: Tensor, share: Tensor, opening_direction: Tensor, touching: Tensor) -> Tensor:
-    """Faces [T, 68, 3] with the lips brought together by a share [T] of the way: 0 changes nothing, at 1 they touch.
-
-    touching: [3], the gaps of lips that touch; smaller ones stay. opening_direction: as for `closed`; lips and jaw go
-    along it, and what that leaves between the inner lips, these do.
-    """
-    wanted = lip_gap(points) - share[:, None] * (lip_gap(points) - touching).clamp(min=0)  # [T, 3]
-    excess = share * (lip_gap(points)[:, 1] - touching[1]).clamp(min=0)
-    moved = points.clone()
-    moved[:, LIP_STREAM, :] -= excess[:, None, None] * opening_direction
-    return set_lip_gap(moved, wanted)
-
-
 def closed(points: Tensor, opening_direction: Tensor) -> Tensor:
     """The same face [68, 3] with its mouth closed; exactly the same where it is.
 

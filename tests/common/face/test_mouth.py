@@ -7,7 +7,6 @@ from torch import Tensor
 from common.face.model import LIP_STREAM, REST, FaceModel, eye_distance, mouth_opening
 from common.face.mouth import (
     CLOSED_OPENING,
-    brought_together,
     closed,
     keep_lips_apart,
     lip_gap,
@@ -71,23 +70,3 @@ def test_the_models_way_to_open_a_mouth_opens_it_by_one_and_closes_it_again(face
     assert float(opened[62, 1] - opened[66, 1]) == pytest.approx(0.3 + float(face[62, 1] - face[66, 1]), abs=1e-5)
     assert way[LIP_STREAM.index(8), 1] < -0.1  # the chin goes down
     assert (closed(opened, way) - face).norm(dim=-1).max() < 0.03 * eye_distance(face)
-
-
-def test_lips_brought_together_touch_at_one_and_stay_at_zero_and_close_evenly_between(face: Tensor) -> None:
-    touching = lip_gap(face)
-    open_face = face.clone()
-    open_face[LIP_STREAM, :] += 0.3 * direction()
-    share = torch.linspace(0, 1, 11)
-    moved = brought_together(open_face.repeat(11, 1, 1), share, direction(), touching)
-    assert torch.equal(moved[0], open_face)
-    torch.testing.assert_close(lip_gap(moved[-1]), touching, atol=1e-6, rtol=0)
-    wanted = lip_gap(open_face) + share[:, None] * (touching - lip_gap(open_face))
-    torch.testing.assert_close(lip_gap(moved), wanted, atol=1e-6, rtol=0)
-    assert torch.equal(moved[:, REST, :], open_face[REST, :].expand(11, -1, -1))
-    torch.testing.assert_close(moved[-1, LIP_STREAM, :], face[LIP_STREAM, :], atol=1e-6, rtol=0)  # the jaw comes along
-
-
-def test_lips_that_touch_are_never_pushed_through_each_other(face: Tensor) -> None:
-    touching = lip_gap(face) + 0.01
-    moved = brought_together(face[None], torch.ones(1), direction(), touching)
-    assert torch.equal(moved[0], face)
