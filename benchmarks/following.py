@@ -29,7 +29,14 @@ Scores = Mapping[str, Sequence[Score]]
 
 
 def following(
-    data_dir: Path, split: str, weights: str, n_seeds: int, regression: str, lags: Path | None, against: str | None
+    data_dir: Path,
+    split: str,
+    weights: str,
+    n_seeds: int,
+    regression: str,
+    lags: Path | None,
+    against: str | None,
+    parts: Sequence[tuple[str, bool]] = PARTS,
 ) -> None:
     """against: other weights of AToM-Net, to be compared pair by pair; lags: what `a2m.lag` wrote."""
     known = read_lags(lags) if lags else {}
@@ -44,7 +51,7 @@ def following(
     ours = {"": sampled(weights, n_seeds)} | ({f", {against}": sampled(against, n_seeds)} if against else {})
     pairs = [(mean, REGRESSION), (SINGLE, REGRESSION), (SINGLE, RESTORED), (SINGLE, WITH_ERRORS)]
     pairs += [(name, f"{name}, {against}") for name in (mean, SINGLE) if against]
-    for title, is_word in PARTS:
+    for title, is_word in parts:
         chosen = [clip for clip in clips if clip.is_word is is_word]
         persons = [clip.person for clip in chosen]
         if not chosen:

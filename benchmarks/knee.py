@@ -17,6 +17,7 @@ COLUMNS = (
     Column("jerk", "jerk"),
     Column("energy score", "energy"),
 )
+_KNEE = 0.02
 
 
 def knee(
@@ -28,7 +29,7 @@ def knee(
     guidance: float | None,
     lags: Path | None,
 ) -> None:
-    """Running speech only; the knee: the fewest steps that are not shown to have a worse energy score than the most."""
+    """Running speech only; the knee: the fewest steps whose energy score is within 2 % of that of the most."""
     clips = realigned(read_clips(data_dir, split, FaceModel.builtin()), read_lags(lags) if lags else {})
     clips = [clip for clip in clips if not clip.is_word]
     if not clips:
@@ -46,7 +47,7 @@ def knee(
     print(table(COLUMNS, values, [(n, most) for n in values if n != most], persons))
     print(f"\nA minute of speech takes, {n_seeds} samples at a time, each: " + ", ".join(spent))
     for name, scores in values.items():
-        worse = bars.mean([a.energy - b.energy for a, b in zip(scores, values[most], strict=True)], persons)
-        if name == most or worse.low <= 0:
-            print(f"The fewest steps whose energy score is not shown to be above that of {most}: {name}")
+        energy, least = (bars.mean([each.energy for each in part], persons).value for part in (scores, values[most]))
+        if energy <= (1 + _KNEE) * least:
+            print(f"The fewest steps whose energy score is within {_KNEE:.0%} of that of {most}: {name}")
             break

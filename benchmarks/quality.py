@@ -48,6 +48,7 @@ def main() -> None:
     a2m.add_argument("--weights", default=ATOM, help="built-in name, folder or hub id")
     a2m.add_argument("--against", help="other weights of AToM-Net, compared on the same clips")
     a2m.add_argument("--regression", default=WEIGHTS, help="weights of the yardstick")
+    a2m.add_argument("--no-words", action="store_true", help="running speech only")
     a2m.add_argument("--lags", type=Path, metavar="JSON", help="of python -m a2m.lag: clips are realigned first")
     m2v.add_argument("--steps", type=int, nargs="+", default=[1, 4, 8, 16])
     m2v.add_argument("--autoencoder", default=AUTOENCODER, help="built-in name, folder or hub id")
@@ -60,7 +61,8 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     started = time.perf_counter()
     if args.stage == "a2m":
-        following(args.data, args.split, args.weights, args.seeds, args.regression, args.lags, args.against)
+        parts = PARTS[: 1 if args.no_words else None]
+        following(args.data, args.split, args.weights, args.seeds, args.regression, args.lags, args.against, parts)
     else:
         model = MCVDM.from_pretrained(args.autoencoder, args.denoiser)
         scenes = read_scenes(args.data, args.split, args.clips_per_person, args.max_frames)
