@@ -78,7 +78,7 @@ def fit_basis(model: Regression, clips: list[Clip], shares: Tensor) -> list[Tens
         rows = moved.flatten(1).double()
         covariance += share / len(rows) * rows.mT @ rows
     k = model.config.n_components
-    vectors = torch.linalg.eigh(covariance)[1].flip(1)[:, :k].float()  # [111, K]
+    vectors = torch.linalg.svd(covariance)[0][:, :k].float()  # [111, K]; eigh may fail where little moves
     model.basis.copy_(vectors.mT.unflatten(1, (len(LIP_STREAM), 3)) / metric)
     targets = [torch.cat([encode(model, clip.lip_motion), clip.lids[:, None] - 1], dim=1) for clip in clips]
     means = torch.stack([y.mean(dim=0) for y in targets])

@@ -110,9 +110,9 @@ class MotionSpace(nn.Module):
             encoder.copy_(torch.eye(len(encoder)) / std)
             decoder.copy_(torch.eye(len(encoder)) * std)
             return
-        variance, vectors = torch.linalg.eigh(covariance)
-        directions = vectors.flip(1)[:, : len(encoder)].mT.float()  # [n, P 3]
-        std = variance.flip(0)[: len(encoder), None].clamp(min=_LEAST_STD**2).sqrt().float()
+        vectors, variance, _ = torch.linalg.svd(covariance)  # eigh may fail where little moves
+        directions = vectors[:, : len(encoder)].mT.float()  # [n, P 3]
+        std = variance[: len(encoder), None].clamp(min=_LEAST_STD**2).sqrt().float()
         encoder.copy_(directions * metric.flatten() / std)
         decoder.copy_(directions / metric.flatten() * std)
 
