@@ -1,10 +1,11 @@
 """AToM-Net on speech that is still being spoken: motion block after block, for recordings of any length.
 
 A window is a few frames already made, a block of new ones, and a lookahead whose frames are made only to be thrown
-away: what a mouth does depends on what it is about to say. Made frames are clean and known to the network, which fits
-the new ones to them (`AToMConfig.sees_known`); a network that was not trained so is held to them, see `fitted`. Known
-frames given by the caller, keyframes of an edit say, are one and the same thing. Noise belongs to the frame's number in
-the recording, not to the window. So nothing depends on how the speech arrives, and offline sampling is this as well.
+away: what a mouth does depends on what it is about to say. Made frames are clean and known to the network, which makes
+the others go with them (`AToMConfig.sees_known`); one that was not trained so sees them as noisy as the rest. What a
+prediction misses known frames by fades over those around them (`fitted`). Known frames given by the caller, keyframes
+of an edit say, are one and the same thing. Noise belongs to the frame's number in the recording, not to the window. So
+nothing depends on how the speech arrives, and offline sampling is this as well.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from common.diffusion import ddim, pvdm_timesteps, q_sample
 if TYPE_CHECKING:  # the model's `stream` is the one below
     from a2m.model import AToMConfig, AToMNet
 
-FADE_FRAMES = 6  # over which a network that knows no known frames is bent towards them: 0.24 s, a syllable
+FADE_FRAMES = 6  # 0.24 s, a syllable
 _NOISE_FRAMES = 64  # drawn at once from one generator
 
 
@@ -43,15 +44,16 @@ class Schedule:
 
     @staticmethod
     def of(config: AToMConfig, block: int | None = None) -> Schedule:
-        """The model's own: windows share `overlap` frames, half of them made before. A smaller block lowers the delay
+        """The model's own: windows share `overlap` frames, half of them made before.
 
-        and takes longer; a window is never longer than the model's, so its block can't exceed the model's own.
+        A smaller block lowers the delay and takes longer; before it, up to `overlap` frames are seen, longer beginnings
+        are not trained. A window is never longer than the model's: ValueError for a block that exceeds its own.
         """
         most, lookahead = config.window - config.overlap, config.overlap // 2
         block = most if block is None else block
         if not 1 <= block <= most:
             raise ValueError(f"a block has 1 to {most} frames, got {block}")
-        return Schedule(config.window - block - lookahead, block, lookahead)
+        return Schedule(min(config.overlap, config.window - block - lookahead), block, lookahead)
 
     @property
     def delay(self) -> int:
@@ -205,7 +207,7 @@ class WindowSampler:
             known = is_known.expand(both * S, -1)
             each = model.denoise(x_t.repeat(both, 1, 1), timesteps.repeat(both), condition, known).float()
             x_0_pred = torch.einsum("g,gsnk->snk", share, each.unflatten(0, (both, S)))
-            return torch.where(is_given, x_0, x_0_pred if sees_known else fitted(x_0_pred, x_0, is_known))
+            return torch.where(is_given, x_0, fitted(x_0_pred, x_0, is_known))
 
         def noise(like: Tensor) -> Tensor:
             return self.noise(next(step), first, first + n).to(like)
