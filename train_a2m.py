@@ -33,7 +33,7 @@ class TrainA2MConfig:
     states: str = ""  # folder where its states of the clips are kept, for other runs too; "": in `out`
     init: str = ""  # weights to start from: "small" (built in), a folder, a hub id; "": none
     lags: str = ""  # file of `python -m a2m.lag`: by how much each clip's sound is late; "": by nothing
-    phonetics: str = ""  # encoder that the model listens through; "": none
+    phonetics: str = "small/a2m_phonetics"  # encoder that models hear log-mel through, too; "": none
     model: AToMConfig = field(default_factory=AToMConfig)
     options: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

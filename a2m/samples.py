@@ -28,11 +28,11 @@ class DataConfig:
     stretch: float = 0.12  # speech and motion are played faster or slower by up to this share
     rest_share: float = 0.5  # of the samples: the reference is the clip's face with its mouth closed
     identity_noise: float = 0.5  # deviations of the face model's identities that are added to the reference
-    audio_dropout: float = 0.25  # samples that hear nothing; clips without speech are among them
-    silent_share: float = 0.0  # of all samples: clips without speech
-    muted_share: float = 0.0  # of the others: a stretch is muted, and the mouth closed there
-    prefix_share: float = 0.0  # of all: the frames before some moment are known, as in long recordings
-    keyframe_share: float = 0.0  # of the others: some single frames are
+    audio_dropout: float = 0.15  # samples that hear nothing; clips without speech are among them
+    silent_share: float = 0.12  # of all samples: clips without speech
+    muted_share: float = 0.08  # of the others: a stretch is muted, and the mouth closed there
+    prefix_share: float = 0.5  # of all: the frames before some moment are known, as in long recordings
+    keyframe_share: float = 0.12  # of the others: some single frames are
     longest_prefix: int = 16  # frames
     reconstruction: float = 7.5
     velocity: float = 1.5
@@ -41,7 +41,7 @@ class DataConfig:
     slow_weight: float = 0.3  # of the head's pose
     lid_weight: float = 0.3
     opening_weight: float = 1.0
-    low_noise: float = 1.0  # how much more a sample without noise weighs than one that is all noise
+    low_noise: float = 4.0  # how much more a sample without noise weighs than one that is all noise
 
 
 class Speech:

@@ -99,10 +99,11 @@ def setup(
 
     init: empty, or the name or folder of weights to start from (`small`: the built-in ones). hubert_name: folder or hub
     id, for models that hear one's states; states_dir: where those of the clips are kept. lags_path: the file of
-    `python -m a2m.lag`. phonetics: weights of the phonetic encoder that the model listens through; empty: none.
+    `python -m a2m.lag`. phonetics: weights of the phonetic encoder that models hear log-mel through; empty: none.
     """
     lags = read_lags(lags_path) if lags_path else {}
-    encoder = PhoneticEncoder.from_pretrained(phonetics) if phonetics else None
+    hears_mel = model.features == "log-mel"
+    encoder = PhoneticEncoder.from_pretrained(phonetics) if phonetics and hears_mel else None
     hubert = load_hubert(model, hubert_name, "cuda" if torch.cuda.is_available() else "cpu")
     if hubert is not None and options.muted_share > 0:
         raise InputError("HuBERT's states can't be muted where they are kept: set options.muted_share=0.")

@@ -129,6 +129,7 @@ def test_switches_of_the_ablation_build_and_gradients_reach_every_parameter() ->
     for has_streams, has_slow in ((True, True), (False, True), (True, False), (False, False)):
         net = network(replace(TINY, has_streams=has_streams, has_slow=has_slow)).train()
         args = inputs(net, 8) | {"has_audio": torch.tensor([True, False])}
+        args["is_known"] = torch.arange(8).expand(2, -1) < 3
         net(**args).square().mean().backward()
         missing = {n for n, p in net.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0}
         assert missing == {"reference_encoder.0.attention.to_q.weight"}  # one token has nothing to choose from
