@@ -36,13 +36,22 @@ def keep_lips_apart(points: Tensor, least_gap: Tensor) -> Tensor:
 def closed(points: Tensor, opening_direction: Tensor) -> Tensor:
     """The same face [68, 3] with its mouth closed; exactly the same where it is.
 
-    opening_direction: [37, 3], how lips and jaw move per unit that the middle of the inner lips opens.
+    opening_direction: [37, 3], how lips and jaw move per unit that the middle of the inner lips opens. A mouth that is
+    plainly open is closed until its lips touch, and their inner points, which lie apart in it to the side as well, meet.
     """
-    most = CLOSED_OPENING * eye_distance(points)
-    excess = (points[62, 1] - points[66, 1] - most).clamp(min=0)
+    most, least = CLOSED_OPENING * eye_distance(points), TOUCHING_OPENING * eye_distance(points)
+    opening = points[62, 1] - points[66, 1]
+    if opening <= most:
+        return points.clone()
+    wanted = (2 * most - opening).clamp(min=least)  # so that a little more than closed is no other face
     shut = points.clone()
-    shut[LIP_STREAM, :] -= excess * opening_direction
-    return set_lip_gap(shut, torch.where(lip_gap(shut) > most, most, lip_gap(shut))) if excess > 0 else shut
+    shut[LIP_STREAM, :] -= (opening - wanted) * opening_direction
+    shut = set_lip_gap(shut, lip_gap(shut).clamp(max=wanted))
+    apart = (shut[UPPER, :] - shut[LOWER, :]) * ((most - wanted) / (most - least)) / 2
+    apart[:, 1] = 0  # the height is right
+    shut[UPPER, :] -= apart
+    shut[LOWER, :] += apart
+    return shut
 
 
 def opening_direction(model: FaceModel) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor
 from common.face.model import LIP_STREAM, REST, FaceModel, eye_distance, mouth_opening
 from common.face.mouth import (
     CLOSED_OPENING,
+    TOUCHING_OPENING,
     closed,
     keep_lips_apart,
     lip_gap,
@@ -70,3 +71,14 @@ def test_the_models_way_to_open_a_mouth_opens_it_by_one_and_closes_it_again(face
     assert float(opened[62, 1] - opened[66, 1]) == pytest.approx(0.3 + float(face[62, 1] - face[66, 1]), abs=1e-5)
     assert way[LIP_STREAM.index(8), 1] < -0.1  # the chin goes down
     assert (closed(opened, way) - face).norm(dim=-1).max() < 0.03 * eye_distance(face)
+
+
+def test_an_open_crooked_mouth_closes_until_its_lips_meet(face: Tensor) -> None:
+    opened = face.clone()
+    opened[LIP_STREAM, :] += 0.3 * direction()
+    opened[62, 0] += 0.02
+    shut = closed(opened, direction())
+    assert (shut[[61, 62, 63]] - shut[[67, 66, 65]]).norm(dim=-1).max() <= (TOUCHING_OPENING + 1e-5) * eye_distance(
+        face
+    )
+    assert torch.equal(shut[REST, :], opened[REST, :])
