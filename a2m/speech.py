@@ -16,7 +16,7 @@ from common.audio import FRAME_SAMPLES, N_MELS, frame_level_db, log_mel, n_frame
 
 QUIET_DB = -60.0  # below full scale: a recording whose loud frames are below this is silent
 HARDLY_AUDIBLE_DB = -75.0
-BELOW_SPEECH_DB = 32.0
+BELOW_SPEECH_DB = 25.0
 ABOVE_BACKGROUND_DB = 5.0
 LEAST_SNR_DB = 15.0  # the background's threshold comes no closer to the loud frames: speech without pauses has no floor
 RARE_SPEECH_DB = 10.0  # loud frames this much above the 95th percentile of all: speech fills less than a twentieth
