@@ -59,7 +59,7 @@ class AToMConfig:
     has_streams: bool = True  # lips and rest apart; off: one stream that hears
     has_slow: bool = True  # head pose and lids; not in the paper
     sees_known: bool = True  # frames may be given as they are, and the others are made to fit; not in the paper
-    n_steps: int = 16  # defaults of sampling
+    n_steps: int = 8  # defaults of sampling
     guidance_scale: float = 1.5
     eta: float = 0.0  # noise added at every step; with few steps 1 (as published) loses liveliness
 
