@@ -18,8 +18,8 @@ from a2m.data import Clip, read_clips, read_lags, read_silent_clips, realigned
 from a2m.hearing import fingerprint, load_hubert, with_states
 from a2m.model import FORMAT, PREFIX, AToMConfig, AToMNet
 from a2m.phonetics.encoder import PhoneticEncoder
-from a2m.pose import PREFIX as HEAD_PREFIX
 from a2m.pose import N_DIMENSIONS, HeadPrior, fit_head_prior
+from a2m.pose import PREFIX as HEAD_PREFIX
 from a2m.samples import DataConfig, Sample, Speech
 from a2m.sampling import predict_openings
 from a2m.space import MotionSpace

@@ -37,7 +37,7 @@ def closed(points: Tensor, opening_direction: Tensor) -> Tensor:
     """The same face [68, 3] with its mouth closed; exactly the same where it is.
 
     opening_direction: [37, 3], how lips and jaw move per unit that the middle of the inner lips opens. A mouth that is
-    plainly open is closed until its lips touch, and their inner points, which lie apart in it to the side as well, meet.
+    plainly open is closed until its lips touch; their inner points, which lie apart in it to the side as well, meet.
     """
     most, least = CLOSED_OPENING * eye_distance(points), TOUCHING_OPENING * eye_distance(points)
     opening = points[62, 1] - points[66, 1]
