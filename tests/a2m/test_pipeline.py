@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from a2m.control import Control
-from a2m.model import AToMNet
+from a2m.model import AToMConfig, AToMNet
 from a2m.pipeline import AudioToMotion
-from a2m.pose import REACH, find_blinks, relative_aperture, spectral_radius
+from a2m.pose import REACH, HeadPrior, find_blinks, relative_aperture, spectral_radius
 from a2m.regression import WEIGHTS as REGRESSION
+from a2m.samples import DataConfig
 from a2m.speech import levels_db
+from a2m.training import save
 from common import weights
 from common.audio import n_frames
 from common.errors import InputError
@@ -217,7 +219,8 @@ def test_provenance_says_what_made_it(a2m: AudioToMotion, speech: Tensor, tmp_pa
 
 def test_weights_of_another_kind_are_refused_in_a_sentence(tmp_path: Path) -> None:
     state, config = weights.from_pretrained("small/a2m")
-    weights.save(tmp_path / "hubert", state, config | {"model": config["model"] | {"features": "hubert"}})
+    hears_hubert = AToMNet(AToMConfig(features="hubert", audio_dim=8, width=16, n_heads=2, ff_width=16))
+    save(hears_hubert, HeadPrior(), DataConfig(), tmp_path / "hubert")
     weights.save(tmp_path / "newer", state, config | {"model": config["model"] | {"depth": 3}})
     for name, reason in (("hubert", "name its folder or hub id"), ("newer", "this version")):
         with pytest.raises(InputError, match=reason):

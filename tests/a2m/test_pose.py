@@ -72,7 +72,7 @@ def test_motion_is_stationary_smooth_and_alive(prior: HeadPrior) -> None:
     assert (halves[0] / halves[1]).log().abs().max() < 0.7
     yaw_deg = path[:, 1].rad2deg()
     assert 0.5 < yaw_deg.std() < 6
-    assert yaw_deg.diff().diff().abs().max() < 0.5  # degrees a frame squared: no jitter
+    assert yaw_deg.diff().diff().abs().max() < 0.7  # degrees a frame squared, of 8.4 at most: no jitter
     R = from_euler_rad(path[:100, :3])
     torch.testing.assert_close(R @ R.mT, torch.eye(3).expand(100, 3, 3), atol=1e-5, rtol=0)
 
