@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-MOST_SCALE = 3.0
-BLINK_EVERY_S = (1.0, 60.0)
+from common.request import BLINK_EVERY_S, MOST_SCALE
 
 
 @dataclass(frozen=True)

@@ -58,26 +58,28 @@ def clip_reference(model: AToMNet, clip: Clip) -> Tensor:
     return closed(points, model.space.opening_direction.cpu()) - mean
 
 
-def predict_openings(
+def predict_lips(
     model: AToMNet,
     clip: Clip,
     seeds: Sequence[int],
     n_steps: int | None = None,
     guidance_scale: float | None = None,
 ) -> Tensor:
-    """Mouth openings [n_seeds, T] of a clip's speech as `a2m.pipeline` shows them on the mean face."""
-    face_model = FaceModel.builtin()
-    generators = [Generator().manual_seed(seed) for seed in seeds]
-    values = sample(
-        model,
-        clip_features(clip),
-        len(clip.mel),
-        clip_reference(model, clip),
-        generators,
-        n_steps,
-        guidance_scale,
-    )
-    motion = lip_motion(model, values, clip_features(clip))
-    points = face_model.mean.repeat(*motion.shape[:2], 1, 1)
-    points[..., LIP_STREAM, :] += mouth_gate(clip.sound)[:, None, None] * motion
-    return mouth_opening(keep_lips_apart(points, lip_gap(face_model.mean).clamp(max=0)))
+    """Motion of lips and jaw [n_seeds, T, 37, 3] of a clip's speech, before the gate closes the mouth in pauses."""
+    heard, generators = clip_features(clip), [Generator().manual_seed(seed) for seed in seeds]
+    reference = clip_reference(model, clip)
+    values = sample(model, heard, len(clip.mel), reference, generators, n_steps, guidance_scale)
+    return lip_motion(model, values, heard)
+
+
+def gated_openings(lips: Tensor, clip: Clip) -> Tensor:
+    """Mouth openings [n, T] of motion [n, T, 37, 3] as `a2m.pipeline` shows it on the mean face."""
+    mean = FaceModel.builtin().mean
+    points = mean.repeat(*lips.shape[:2], 1, 1)
+    points[..., LIP_STREAM, :] += mouth_gate(clip.sound)[:, None, None] * lips
+    return mouth_opening(keep_lips_apart(points, lip_gap(mean).clamp(max=0)))
+
+
+def predict_openings(model: AToMNet, clip: Clip, seeds: Sequence[int], n_steps: int | None = None) -> Tensor:
+    """Mouth openings [n_seeds, T] of a clip's speech, as they are shown."""
+    return gated_openings(predict_lips(model, clip, seeds, n_steps), clip)

@@ -14,17 +14,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from einops import reduce
-from torch import Generator, Tensor
+from torch import Tensor
 
 from a2m.data import Clip
-from a2m.hearing import clip_features
 from a2m.model import AToMNet
 from a2m.regression import WEIGHTS, Regression
 from a2m.regression_train import model_input
-from a2m.sampling import clip_reference, lip_motion, sample
+from a2m.sampling import gated_openings, predict_lips
 from a2m.speech import mouth_gate
 from benchmarks.report import Column
-from common.face.model import LIP_STREAM, LIPS, FaceModel, mouth_opening
+from common.face.model import LIP_STREAM, LIPS, FaceModel
 from common.face.mouth import closed, keep_lips_apart, lip_gap, opening_direction
 from common.metrics.motion import (
     amplitude_ratio,
@@ -138,11 +137,7 @@ def _lip_distances(lips: Tensor | None, clip: Clip) -> tuple[float, float]:
 
 def shown(lips: Tensor, clip: Clip) -> Course:
     """Motion of lips and jaw [n, T, 37, 3] as `a2m.pipeline` shows it on the mean face."""
-    mean = FaceModel.builtin().mean
-    gated = mouth_gate(clip.sound)[:, None, None] * lips
-    points = mean.repeat(*gated.shape[:2], 1, 1)
-    points[..., LIP_STREAM, :] += gated
-    return Course(mouth_opening(keep_lips_apart(points, lip_gap(mean).clamp(max=0))), gated)
+    return Course(gated_openings(lips, clip), mouth_gate(clip.sound)[:, None, None] * lips)
 
 
 def sampled(
@@ -150,20 +145,7 @@ def sampled(
 ) -> Forecast:
     """AToM-Net: n_seeds samples of each clip."""
     model = load_atom(weights)
-
-    def forecast(clip: Clip) -> Course:
-        values = sample(
-            model,
-            clip_features(clip),
-            len(clip.mel),
-            clip_reference(model, clip),
-            [Generator().manual_seed(seed) for seed in range(n_seeds)],
-            n_steps,
-            guidance_scale,
-        )
-        return shown(lip_motion(model, values, clip_features(clip)), clip)
-
-    return forecast
+    return lambda clip: shown(predict_lips(model, clip, range(n_seeds), n_steps, guidance_scale), clip)
 
 
 def load_atom(weights: str | Path) -> AToMNet:

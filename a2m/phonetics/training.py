@@ -2,8 +2,8 @@
 
 Synthesised speech (`a2m.phonetics.corpus`) says which phone sounds when; every crop is heard as another throat, room
 and microphone would have it (`a2m.phonetics.augmentation`), with stretches masked. Real speech has no labels: there the
-encoder, hearing the disturbed and masked crop, is to say what it says of the undisturbed one, only a little surer (see
-noisy student training, Xie et al. 2020, and FixMatch, Sohn et al. 2020).
+encoder, hearing the disturbed and masked crop, is to say what it says of the undisturbed one, with each phone as often
+as usual (see noisy student training, Xie et al. 2020, and FixMatch, Sohn et al. 2020).
 """
 
 from __future__ import annotations
@@ -54,7 +54,6 @@ class PhoneticDataConfig:
     lips_weight: float = 2.0  # of states in which the lips close or nearly do: few, and all can see them
     agreement_weight: float = 0.3  # of what real speech teaches
     agreement_from: int = 60_000  # samples until it has its full weight: a beginner teaches nonsense
-    sharpness: float = 1.0  # the teacher's logits are multiplied by this
 
 
 class Utterance(NamedTuple):
@@ -157,7 +156,7 @@ def make_loss(options: PhoneticDataConfig) -> Callable[[nn.Module, Batch, Genera
             with torch.no_grad():
                 teacher = model(mel[is_real]).phone_logits.float()
                 usual = nn.functional.one_hot(phones[~is_real], len(PHONES)).float().mean(dim=(0, 1))
-                target = aligned(options.sharpness * teacher, usual)
+                target = aligned(teacher, usual)
             student = Phonetic(*(each[is_real] for each in said))
             weight = options.agreement_weight * batch["teaches"][is_real] / len(mel)
             terms["agreement"] = agreement(student, target, table.to(mel.device), weight, options)

@@ -7,19 +7,9 @@ from hypothesis import strategies as st
 from a2m.model import AToMConfig, AToMNet
 from a2m.samples import DataConfig, Speech, shut_while
 from common.face.model import FaceModel
-from tests.a2m.tiny import clip
+from tests.a2m.tiny import PLAIN, clip
 
 CONFIG = AToMConfig(n_lip=3, n_rest=2, width=32, n_layers=1, n_heads=2, ff_width=64, window=32, overlap=8)
-PLAIN = DataConfig(
-    stretch=0.0,
-    identity_noise=0.0,
-    rest_share=1.0,
-    audio_dropout=0.0,
-    silent_share=0.0,
-    muted_share=0.0,
-    prefix_share=0.0,
-    keyframe_share=0.0,
-)
 
 
 def speech(options: DataConfig, silent: bool = False) -> Speech:

@@ -19,19 +19,9 @@ from a2m.training import draw_samples, load, loss_terms, make_loss, save
 from common.errors import InputError
 from common.face.model import FaceModel
 from common.trainer import Task, TrainConfig, train
-from tests.a2m.tiny import clip
+from tests.a2m.tiny import PLAIN, clip
 
 CONFIG = AToMConfig(n_lip=3, n_rest=2, width=32, n_layers=1, n_heads=2, ff_width=64, dropout=0.0, window=32, overlap=8)
-PLAIN = DataConfig(
-    stretch=0.0,
-    identity_noise=0.0,
-    rest_share=1.0,
-    audio_dropout=0.0,
-    silent_share=0.0,
-    muted_share=0.0,
-    prefix_share=0.0,
-    keyframe_share=0.0,
-)
 
 
 def speech(clips: list[Clip], options: DataConfig = PLAIN, seed: int = 0) -> tuple[AToMNet, Speech]:

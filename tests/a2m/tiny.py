@@ -4,10 +4,23 @@ import torch
 from torch import Generator
 
 from a2m.data import Clip, smooth
+from a2m.samples import DataConfig
 from common.face.model import LIP_STREAM, FaceModel, mouth_opening
 from common.face.mouth import set_lip_gap
 from common.face.pos import Pose
 from common.face.rotations import from_euler_rad
+
+# Clips as they are: nothing stretched, muted, known or left out.
+PLAIN = DataConfig(
+    stretch=0.0,
+    identity_noise=0.0,
+    rest_share=1.0,
+    audio_dropout=0.0,
+    silent_share=0.0,
+    muted_share=0.0,
+    prefix_share=0.0,
+    keyframe_share=0.0,
+)
 
 
 def clip(name: str, seed: int = 0, T: int = 24, person: str = "") -> Clip:
