@@ -103,7 +103,7 @@ class Take:
         reference = None
         if self.is_named:
             at_rest = Pose(
-                _tensor(np.float64(scale_px * METRES_PER_UNIT)),
+                _tensor(np.array(scale_px * METRES_PER_UNIT)),
                 _tensor(self.rest_rotation),
                 _tensor(self.camera.origin_px),
             )
