@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, TypeVar
 
 from common import entry
 from common.errors import InputError
-from common.request import POSES, GenerateConfig, blink_of, compose, frame_numbers, framing, parse, result_path, say
+from common.request import POSES, GenerateConfig, blink_of, compose, frame_numbers, framing, parse, results, say
 
 if TYPE_CHECKING:  # torch takes seconds to import: a wrong flag should not wait for it
     import torch
 
     from a2m.keyframes import Keyframes
+    from common.export.formats import Request
     from common.face.framing import ReferencePicture
     from common.face.pose_video import PoseTrack
     from common.motion import Motion
@@ -39,7 +40,7 @@ def main(argv: list[str]) -> None:
     args, overrides = parse(argv, __doc__)
     config = compose(args, overrides)
     clock = Clock()
-    path = result_path(args, config)
+    wanted = results(args, config)
     with clock.stage("loading"):
         device = pick_device(config.device)
         given = read_motion(args) if args.motion else None
@@ -49,21 +50,26 @@ def main(argv: list[str]) -> None:
         driver = read_driver(Path(config.pose), config.detector, device) if config.pose not in POSES else None
     person = footage.person() if footage else references[0]
     if given:
-        motion = fitted(given, person, is_dub=footage is not None)
+        has_person = footage is not None or bool(args.image)
+        motion = fitted(given, person, is_dub=footage is not None) if has_person else given
     else:
         with clock.stage("speech to motion"):
             motion = speak(config, read_speech(args.audio), person, device, footage is not None, keyframes)
     if driver:
         motion = follow_head(motion, driver, config.pose_end)
     dubbed = dub(footage, motion, config.pose_end) if footage else None
-    if args.motion_only:
-        (dubbed.motion if dubbed else motion).save(path, overwrite=args.overwrite)
-    else:
+    made = dubbed.motion if dubbed else motion
+    if wanted.motion:
+        made.save(wanted.motion, overwrite=args.overwrite)
+    if wanted.exported:
+        with clock.stage("export"):
+            export(made, wanted.exported, args.overwrite)
+    if wanted.video:
         with clock.stage("motion to video"):
             scene = scene_of(dubbed) if dubbed else picture_scene(config, motion, references)
-            render(config, scene, args, path, device)
-    n_frames, fps = (dubbed.motion.n_frames, dubbed.motion.fps) if dubbed else (motion.n_frames, motion.fps)
-    print(f"{path}: {n_frames} frames, {n_frames / fps:.2f} s ({clock})")
+            render(config, scene, args, wanted.video, device)
+    for path in wanted.paths:
+        print(f"{path}: {made.n_frames} frames, {made.duration_s:.2f} s ({clock})")
 
 
 def pick_device(name: str) -> "torch.device":
@@ -115,11 +121,11 @@ def read_motion(args: argparse.Namespace) -> "Motion":
 
 
 def load_motion(path: Path) -> "Motion":
-    """A Motion whose landmarks are those of this project's face model."""
+    """A Motion, exported or not, whose landmarks are those of this project's face model."""
+    from common.export.formats import read
     from common.face.model import FaceModel
-    from common.motion import Motion
 
-    motion, model = Motion.load(path), FaceModel.builtin()
+    motion, model = read(path), FaceModel.builtin()
     if (motion.model, motion.convention) != (model.name, model.convention):
         raise InputError(
             f"The Motion's landmarks are those of '{motion.model}' ({motion.convention}), the renderer's those of "
@@ -262,6 +268,14 @@ def dub(footage: "Footage", speech: "Motion", end: str) -> "Dub":
     elif made.motion.n_frames < footage.motion.n_frames:
         say(f"note: the video is longer than the speech: it ends after {made.motion.duration_s:.2f} s")
     return made
+
+
+def export(motion: "Motion", asked: "Request", overwrite: bool) -> None:
+    """Motion → files of animation tools."""
+    from common.export.formats import write
+
+    for line in write(motion, asked, overwrite):
+        say(line)
 
 
 # ---- stage two ------------------------------------------------------------------------------------------------------

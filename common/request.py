@@ -8,6 +8,8 @@ from pathlib import Path
 
 from common import entry
 from common.errors import InputError
+from common.export import formats
+from common.export.formats import READ, WRITTEN
 from common.files import check_folder, check_input, check_result, is_file
 
 POSES = ("natural", "still")
@@ -81,19 +83,35 @@ class GenerateConfig:
         return self.references == "nearest" and self.m2v.name == "mcvdm"
 
 
+@dataclass(frozen=True)
+class Results:
+    """What is to be written, None where it isn't: the video, the Motion, and the files of --export."""
+
+    video: Path | None
+    motion: Path | None
+    exported: formats.Request | None
+
+    @property
+    def paths(self) -> list[Path]:
+        """All files, the sound beside exported ones left out."""
+        return [path for path in (self.video, self.motion) if path] + list(self.exported.paths if self.exported else ())
+
+
 def parse(argv: list[str], description: str | None = None) -> tuple[argparse.Namespace, list[str]]:
     """Flags, and the Hydra overrides among them; raises InputError for what doesn't go together."""
     args = parser(description).parse_intermixed_args(argv)
-    # --image takes all that follows it: overrides among that are those that look like one and are no file.
+    # --image and --export take all that follows: overrides among that are those that look like one and are no file.
     pictures = [path for path in args.image or [] if not is_override(str(path)) or is_file(path)]
-    overrides = [str(path) for path in args.image or [] if path not in pictures] + args.overrides
-    args.image = pictures
+    overrides = [str(path) for path in args.image or [] if path not in pictures]
+    args.image, n_of_pictures = pictures, len(overrides)
+    overrides += [str(path) for path in args.export or [] if is_override(str(path))] + args.overrides
+    args.export = [path for path in args.export or [] if not is_override(str(path))]
     for override in overrides:
         if not is_override(override):
             raise InputError(f"'{override}' is neither a flag nor an override like seed=3 (--help lists the flags)")
         if override.startswith("+"):
             raise InputError(f"'{override}' adds a key that nothing reads: conf/generate.yaml names those there are")
-    if not pictures and overrides != args.overrides:
+    if not pictures and n_of_pictures:
         raise InputError(f"There is no picture at {overrides[0]}: check the path")
     for is_wrong, reason in _contradictions(args):
         if is_wrong:
@@ -143,7 +161,16 @@ def parser(description: str | None) -> entry.Parser:
     add("--keyframes", type=Path, metavar="NPZ", help="a Motion of this picture, edited, some of whose frames stay ...")
     add("--keep", metavar="FRAMES", help="... these, as in 0,10-20 (25 a second); what is around them is made to fit")
     add("--motion-only", type=Path, metavar="NPZ", help="stop after stage one and save the Motion")
-    add("--motion", type=Path, metavar="NPZ", help="start at stage two with this Motion, of whomever")
+    add("--motion", type=Path, metavar="FILE", help=f"start at stage two with this Motion, of whomever: {_ends(READ)}")
+    add(
+        "--export",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help=f"stop after stage one (unless --out asks for a video too) and export the performance: {_ends(WRITTEN)}; "
+        "the sound goes beside it",
+    )
+    formats.add_flags(whole)
     add("--renderer", choices=RENDERERS, help="stage two: mcvdm (diffusion) or warp (instant preview)")
     add("--debug-dir", type=Path, metavar="DIR", help="pictures of how one frame was made, and a page that shows them")
     add("--detector", choices=DETECTORS, help="of landmarks (default builtin); the others need the extra `detectors`")
@@ -158,13 +185,18 @@ def parser(description: str | None) -> entry.Parser:
     return whole
 
 
+def _ends(suffixes: tuple[str, ...]) -> str:
+    return " ".join(suffixes)
+
+
 def _contradictions(args: argparse.Namespace) -> list[tuple[bool, str]]:
     """What can't be asked for together, and what is said then."""
     chooses_face = args.face_index is not None or args.face_box or args.landmarks
     has_no_person = not args.image and not args.video
+    needs_person = makes_video(args) or bool(args.motion and args.motion_only)
     return [
         (bool(args.image and args.video), "--image is animated, --video dubbed anew: give one of them"),
-        (has_no_person and not (args.motion_only and not args.motion), "Give a picture of the person: --image FILE"),
+        (has_no_person and needs_person, "Give a picture of the person: --image FILE"),
         (
             not args.audio and not args.motion,
             "Give a recording to speak: --audio FILE (or a Motion made earlier: --motion NPZ)",
@@ -174,7 +206,14 @@ def _contradictions(args: argparse.Namespace) -> list[tuple[bool, str]]:
             "--motion starts at stage two and --motion-only stops before it: give one of them",
         ),
         (bool(args.out and args.motion_only), "--motion-only names its own output and makes no video: drop --out"),
-        (bool(args.debug_dir and args.motion_only), "--debug-dir shows stage two, which --motion-only leaves out"),
+        (
+            bool(args.debug_dir and not makes_video(args)),
+            "--debug-dir shows stage two, which --motion-only and --export leave out: add --out, or drop it",
+        ),
+        (
+            not args.export and formats.has_flags(args),
+            "--fps, --key-error, --export-format and --face-model are of --export: name its files, or leave them away",
+        ),
         (bool(args.keyframes) != bool(args.keep), "--keep says which frames of --keyframes stay: give both"),
         (bool(args.keyframes and args.motion), "--motion is taken as it is: leave --keyframes away"),
         (bool(args.keyframes and args.video), "--keyframes are a picture's: give --image instead of --video"),
@@ -312,21 +351,30 @@ def framing(args: argparse.Namespace, config: GenerateConfig) -> str:
     return config.framing or ("full" if args.video else "crop")
 
 
-def result_path(args: argparse.Namespace, config: GenerateConfig) -> Path:
-    """Where the result goes; raises InputError, before any work, where it can't."""
+def makes_video(args: argparse.Namespace) -> bool:
+    """Whether stage two is asked for."""
+    return bool(args.out) or not (args.motion_only or args.export)
+
+
+def results(args: argparse.Namespace, config: GenerateConfig) -> Results:
+    """Where results go; raises InputError, before any work, where they can't."""
     from common.media import VIDEO_SUFFIXES
 
-    person = args.video or (args.image[0] if args.image else None)
-    name = "" if person is None else f"{(args.audio or args.motion).stem}_{person.stem}.mp4"
-    path: Path = args.motion_only or args.out or Path("outputs") / name
     if args.audio:
         check_input(args.audio, "sound file")
     followed = None if config.pose in POSES else Path(config.pose)
     inputs = [args.audio, args.motion, args.keyframes, args.landmarks, args.video, followed, *args.image]
-    check_result(path, (".npz",) if args.motion_only else VIDEO_SUFFIXES, inputs, args.overwrite)
+    video = None
+    if makes_video(args):
+        person = args.video or args.image[0]
+        video = args.out or Path("outputs") / f"{(args.audio or args.motion).stem}_{person.stem}.mp4"
+        check_result(video, VIDEO_SUFFIXES, inputs, args.overwrite)
+    if args.motion_only:
+        check_result(args.motion_only, (".npz",), inputs, args.overwrite)
     if args.debug_dir:
         check_folder(args.debug_dir, inputs, args.overwrite)
-    return path
+    exported = formats.request_of(args, args.export, [*inputs, video, args.motion_only]) if args.export else None
+    return Results(video, args.motion_only, exported)
 
 
 def say(text: str) -> None:

@@ -175,3 +175,11 @@ def resampled(sound: Sound, sample_rate_hz: int, n_channels: int) -> Sound:
 
     blocks = mixed() if sample_rate_hz == sound.sample_rate_hz else converted()
     return Sound(sample_rate_hz, n_channels, (block for block in blocks if len(block)))
+
+
+def copy_wav(path: Path, wav_path: Path) -> None:
+    """Any recording, or the sound of a video, as 16-bit WAV with its own rate and channels; sample 0 is at time 0."""
+    sound = open_sound(path)
+    with soundfile.SoundFile(wav_path, "w", sound.sample_rate_hz, sound.n_channels, "PCM_16", format="WAV") as file:
+        for block in sound.blocks:
+            file.write(block)

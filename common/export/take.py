@@ -23,9 +23,9 @@ from scipy.spatial.transform import Rotation, Slerp
 
 from common.face.model import CONVENTION
 from common.face.pos import Pose
+from common.face.published.assemble import METRES_PER_UNIT  # of every face model, the built-in one too
 from common.motion import Motion, Reference
 
-METRES_PER_UNIT = 0.1  # of every Motion: the built-in face model and all published ones come in decimetres
 CAMERA_DISTANCE_M = 1.0
 
 

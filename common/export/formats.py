@@ -1,0 +1,255 @@
+"""Which file a take goes into, by the suffix of its name, and which files come back as a Motion.
+
+`request` says before any work whether files can be written, `write` writes all of them or none.
+"""
+
+from __future__ import annotations
+
+import math
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from common.errors import InputError
+from common.files import atomic_path, check_input, check_result, is_file
+
+if TYPE_CHECKING:  # a wrong flag should not wait for torch
+    from common.export.arkit import Curves
+    from common.export.take import Take
+    from common.face.model import FaceModel
+    from common.motion import Motion
+
+LIVELINK = "livelink"
+GLTF, USD, MESHES = (".glb",), (".usda", ".usdc"), (".glb", ".usda", ".usdc")
+WRITTEN = (*MESHES, ".csv", ".json", ".npz", ".c3d", ".bvh")
+READ = (".npz", ".csv", ".json", ".c3d", ".glb", ".gltf")
+_EXTRA = {".usda": "pxr", ".usdc": "pxr", ".c3d": "ezc3d"}  # what writes them, of the extra `export`
+_NTSC = {23.976: 24000 / 1001, 23.98: 24000 / 1001, 29.97: 30000 / 1001, 59.94: 60000 / 1001}
+FPS = (1.0, 1000.0)
+MOST_KEY_ERROR_MM = 10.0
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to export.
+
+    paths: the files to write; fps: their rate, None as the Motion's; key_error_mm: how far glTF and USD may be off
+    where keys are left out, 0 leaves none out; is_livelink: CSV is that of Live Link Face; face_model: a dense one
+    whose mesh glTF and USD get too; sound_path: the speech, and wav_paths: where it goes beside the files.
+    """
+
+    paths: tuple[Path, ...]
+    fps: float | None = None
+    key_error_mm: float = 0.0
+    is_livelink: bool = False
+    face_model: str | None = None
+    sound_path: Path | None = None
+    wav_paths: tuple[Path, ...] = ()
+
+
+def add_flags(parser: ArgumentParser) -> None:
+    """How files are exported."""
+    add = parser.add_argument
+    add("--fps", type=float, metavar="RATE", help="of exported files: 23.976, 24, 25, 29.97, 30, 50, 60, or any other")
+    add(
+        "--key-error",
+        type=float,
+        metavar="MM",
+        help="leave out keys of .glb and .usd while all points stay within so many mm (default 0: all keys)",
+    )
+    add(
+        "--export-format", choices=(LIVELINK,), help="livelink: .csv is what Live Link Face records (ARKit's 52 curves)"
+    )
+    add("--face-model", metavar="MODEL", help="bfm, flame, ict, gnm or a path: .glb and .usd get its whole mesh too")
+
+
+def has_flags(args: Namespace) -> bool:
+    return any(value is not None for value in (args.fps, args.key_error, args.export_format, args.face_model))
+
+
+def request_of(args: Namespace, paths: Sequence[Path], inputs: Iterable[Path | None]) -> Request:
+    """What flags ask for; see `request`."""
+    return request(
+        paths,
+        inputs,
+        args.overwrite,
+        fps=args.fps,
+        key_error_mm=args.key_error,
+        form=args.export_format,
+        face_model=args.face_model,
+        sound_path=args.audio,
+    )
+
+
+def request(
+    paths: Sequence[Path],
+    inputs: Iterable[Path | None] = (),
+    overwrite: bool = False,
+    fps: float | None = None,
+    key_error_mm: float | None = None,
+    form: str | None = None,
+    face_model: str | None = None,
+    sound_path: Path | None = None,
+) -> Request:
+    """What is asked for, checked; raises InputError where it can't be."""
+    from common.export import livelink
+
+    is_livelink = form == LIVELINK
+    if is_livelink and not any(path.suffix.lower() == ".csv" for path in paths):
+        raise InputError("--export-format livelink is a kind of CSV: let a name in --export end in .csv")
+    suffixes = {path.suffix.lower() for path in paths}
+    for given, flag in ((key_error_mm, "--key-error"), (face_model, "--face-model")):
+        if given is not None and not suffixes & set(MESHES):
+            raise InputError(f"{flag} is for {', '.join(MESHES)}: export to one of them, or leave it away")
+    if key_error_mm is not None and not 0 <= key_error_mm <= MOST_KEY_ERROR_MM:
+        raise InputError(f"--key-error goes from 0 to {MOST_KEY_ERROR_MM:g} mm, not {key_error_mm:g}")
+    if fps is not None and not FPS[0] <= fps <= FPS[1]:
+        raise InputError(f"--fps goes from {FPS[0]:g} to {FPS[1]:g} keys a second, not {fps:g}")
+    named = [livelink.named(path) if is_livelink and path.suffix.lower() == ".csv" else path for path in paths]
+    if len({path.absolute() for path in named}) < len(named):
+        raise InputError("--export names one file twice: give every file its own name")
+    for path in named:
+        check_result(path, WRITTEN, inputs, overwrite)
+        _check_extra(path)
+    wav_paths: list[Path] = []
+    if sound_path:
+        check_input(sound_path, "sound file")
+        beside = dict.fromkeys(path.with_suffix(".wav") for path in named)
+        # The recording itself may lie there already.
+        wav_paths = [path for path in beside if not (is_file(path) and path.samefile(sound_path))]
+        for path in wav_paths:
+            check_result(path, (".wav",), inputs, overwrite)
+    exact = None if fps is None else _NTSC.get(fps, fps)
+    return Request(tuple(named), exact, key_error_mm or 0.0, is_livelink, face_model, sound_path, tuple(wav_paths))
+
+
+def write(motion: Motion, asked: Request, overwrite: bool = False) -> list[str]:
+    """Write the Motion into every file that is asked for, or into none; what there is to say of it, a line each."""
+    from common.export.take import Take
+
+    take = Take.of(motion)
+    take = take if asked.fps is None else take.retimed(asked.fps)
+    model = _face_model(asked.face_model) if asked.face_model else None
+    needs_curves = asked.is_livelink or any(path.suffix.lower() in MESHES for path in asked.paths)
+    curves = curves_of(take, model) if needs_curves else None
+    with ExitStack() as files:
+        for path in asked.paths:
+            _write(files.enter_context(atomic_path(path, overwrite)), take, curves, model, asked)
+        for path in asked.wav_paths:
+            from common.sound import copy_wav
+
+            assert asked.sound_path is not None
+            copy_wav(asked.sound_path, files.enter_context(atomic_path(path, overwrite)))
+    return _said(take, motion, asked, curves)
+
+
+def read(path: Path) -> Motion:
+    """A Motion, or what `write` made of one and somebody edited; raises InputError that names the file."""
+    suffix = path.suffix.lower()
+    if suffix == ".npz":
+        from common.motion import Motion
+
+        return Motion.load(path)
+    check_input(path, "motion file")
+    try:
+        return _read(path, suffix).motion()
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"{path} is not a usable motion file ({error}): export it again.") from error
+
+
+def _read(path: Path, suffix: str) -> Take:
+    _check_extra(path)
+    if suffix == ".csv":
+        from common.export.table import read_csv
+
+        return read_csv(path)
+    if suffix == ".json":
+        from common.export.table import read_json
+
+        return read_json(path)
+    if suffix == ".c3d":
+        from common.export import c3d
+
+        return c3d.read(path)
+    if suffix in (".glb", ".gltf"):
+        from common.export import gltf
+
+        return gltf.read(path)
+    raise InputError(f"{path} is no motion file: give one that ends in {', '.join(READ)}.")
+
+
+def _write(path: Path, take: Take, curves: Curves | None, model: FaceModel | None, asked: Request) -> None:
+    suffix, key_error_m = path.suffix.lower(), asked.key_error_mm / 1000
+    if suffix in MESHES:
+        from common.export import gltf, morphs, usd
+
+        assert curves is not None
+        meshes = [morphs.landmark_mesh(take, curves)]
+        if model is not None:
+            meshes.append(morphs.model_mesh(take, model))
+        (gltf if suffix in GLTF else usd).write(path, take, meshes, key_error_m)
+    elif suffix == ".csv" and asked.is_livelink:
+        from common.export import livelink
+
+        assert curves is not None
+        livelink.write(path, take, curves)
+    elif suffix == ".c3d":
+        from common.export import c3d
+
+        c3d.write(path, take)
+    elif suffix == ".bvh":
+        from common.export import bvh
+
+        bvh.write(path, take)
+    else:
+        from common.export import table
+
+        {".csv": table.write_csv, ".json": table.write_json, ".npz": table.write_npz}[suffix](path, take)
+
+
+def curves_of(take: Take, model: FaceModel | None = None) -> Curves:
+    """ARKit's curves: on ICT-FaceKit's expressions where it is the model or in face_models/, else on our own basis."""
+    from common.export import arkit
+    from common.face.model import FaceModel
+    from common.face.published import ict
+    from common.face.published.lookup import FACE_MODELS_DIR
+
+    name = ict.SOURCE.name
+    if (model is None or model.name != name) and (FACE_MODELS_DIR / name).is_dir():
+        model = FaceModel.load(name)
+    return arkit.solve(take, model if model and model.name == name else None)
+
+
+def _face_model(name: str) -> FaceModel:
+    from common.face.model import FaceModel
+
+    model = FaceModel.load(name)
+    if model.landmark_vertices is None:
+        raise InputError(f"The face model {name} has no mesh, only landmarks: give bfm, flame, ict, gnm or a path")
+    return model
+
+
+def _check_extra(path: Path) -> None:
+    module = _EXTRA.get(path.suffix.lower())
+    if module and not find_spec(module):
+        raise InputError(f"{path.suffix} needs the extra `export`: run it with `uv run --extra export`")
+
+
+def _said(take: Take, motion: Motion, asked: Request, curves: Curves | None) -> list[str]:
+    lines = []
+    if asked.fps is not None and not math.isclose(asked.fps, motion.fps):
+        lines.append(f"retimed: {motion.n_frames} frames at {motion.fps:g} became {take.n_keys} at {take.fps:.6g}")
+    if asked.is_livelink and curves is not None:
+        lines.append(
+            f"ARKit curves ({curves.source}): the points are off by {1000 * curves.total_residual_m:.2f} mm (root mean square); gaze, "
+            "tongue and what else 68 points cannot see is 0"
+        )
+    if asked.key_error_mm:
+        lines.append(f"keys: left out where the face stays within {asked.key_error_mm:g} mm")
+    return lines
