@@ -182,10 +182,19 @@ class Take:
     @staticmethod
     def of_header(header: dict[str, Any], points: np.ndarray, rotation: np.ndarray, position: np.ndarray) -> Take:
         """`header` and the keys; raises ValueError, KeyError or TypeError where it isn't one."""
+        try:
+            return Take._of_header(header, points, rotation, position)
+        except OverflowError as error:  # JSON has numbers of any size
+            raise ValueError(f"it holds a number that is none of a take's ({error})") from error
+
+    @staticmethod
+    def _of_header(header: dict[str, Any], points: np.ndarray, rotation: np.ndarray, position: np.ndarray) -> Take:
         camera, reference, provenance = header["camera"], header["reference"], header["provenance"]
         if float(camera["distance_m"]) != CAMERA_DISTANCE_M:
             raise ValueError(f"its camera is {camera['distance_m']} m away, ours {CAMERA_DISTANCE_M:g} m")
         width, height = (int(side) for side in camera["image_size"])
+        if not (0 < width <= 65536 and 0 < height <= 65536):
+            raise ValueError("image_size must be width and height in pixels")
         scale_px = float(camera["pixels_per_m"])
         if not (0 < scale_px < np.inf):
             raise ValueError(f"pixels_per_m must be positive, got {scale_px}")
