@@ -424,7 +424,7 @@ def test_what_overrides_say_is_checked_like_flags(walk: Path, short: Path) -> No
             request.compose(*request.parse(flags))
     args, overrides = request.parse(["--audio", str(short), "--image", "b", "--out", str(walk), f"pose={walk}"])
     with pytest.raises(InputError, match="is an input"):
-        request.result_path(args, request.compose(args, overrides))
+        request.results(args, request.compose(args, overrides))
 
 
 @pytest.mark.parametrize("renderer", ["mcvdm", "warp"])

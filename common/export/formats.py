@@ -247,8 +247,8 @@ def _said(take: Take, motion: Motion, asked: Request, curves: Curves | None) -> 
         lines.append(f"retimed: {motion.n_frames} frames at {motion.fps:g} became {take.n_keys} at {take.fps:.6g}")
     if asked.is_livelink and curves is not None:
         lines.append(
-            f"ARKit curves ({curves.source}): the points are off by {1000 * curves.total_residual_m:.2f} mm (root mean square); gaze, "
-            "tongue and what else 68 points cannot see is 0"
+            f"ARKit curves (basis: {curves.source}): points are off by {1000 * curves.total_residual_m:.2f} mm (root "
+            "mean square); gaze, tongue and what else 68 points cannot see is 0"
         )
     if asked.key_error_mm:
         lines.append(f"keys: left out where the face stays within {asked.key_error_mm:g} mm")
