@@ -96,8 +96,6 @@ def request(
     sound_path: Path | None = None,
 ) -> Request:
     """What is asked for, checked; raises InputError where it can't be."""
-    from common.export import livelink
-
     is_livelink = form == LIVELINK
     if is_livelink and not any(path.suffix.lower() == ".csv" for path in paths):
         raise InputError("--export-format livelink is a kind of CSV: let a name in --export end in .csv")
@@ -109,7 +107,7 @@ def request(
         raise InputError(f"--key-error goes from 0 to {MOST_KEY_ERROR_MM:g} mm, not {key_error_mm:g}")
     if fps is not None and not FPS[0] <= fps <= FPS[1]:
         raise InputError(f"--fps goes from {FPS[0]:g} to {FPS[1]:g} keys a second, not {fps:g}")
-    named = [livelink.named(path) if is_livelink and path.suffix.lower() == ".csv" else path for path in paths]
+    named = [_livelink_name(path) if is_livelink and path.suffix.lower() == ".csv" else path for path in paths]
     if len({path.absolute() for path in named}) < len(named):
         raise InputError("--export names one file twice: give every file its own name")
     for path in named:
@@ -233,6 +231,12 @@ def _face_model(name: str) -> FaceModel:
     if model.landmark_vertices is None:
         raise InputError(f"The face model {name} has no mesh, only landmarks: give bfm, flame, ict, gnm or a path")
     return model
+
+
+def _livelink_name(path: Path) -> Path:
+    from common.export import livelink
+
+    return livelink.named(path)
 
 
 def _check_extra(path: Path) -> None:
