@@ -14,7 +14,8 @@ from scipy.spatial.transform import Rotation
 
 from common.errors import InputError
 from common.export import usd
-from common.export.morphs import MorphMesh
+from common.export.arkit import solve
+from common.export.morphs import EXACT_M, MorphMesh, landmark_mesh
 from common.export.points import POINT_NAMES
 from common.export.take import Take
 from tests.common.export.takes import RATES, smooth_take, takes
@@ -35,21 +36,6 @@ def mesh_of(take: Take, name: str = "landmarks") -> MorphMesh:
         targets=take.points - take.neutral,
         weights=np.eye(take.n_keys),
         point_names=POINT_NAMES,
-    )
-
-
-def basis_mesh(take: Take) -> MorphMesh:
-    """Targets by singular values, so that many keys need few: each direction and its opposite."""
-    left, size, right = np.linalg.svd((take.points - take.neutral).reshape(take.n_keys, -1), full_matrices=False)
-    n = int((size > 1e-9).sum())
-    weights, targets = left[:, :n] * size[:n], right[:n].reshape(n, 68, 3)
-    greatest = np.abs(weights).max(axis=0)
-    weights, targets = weights / greatest, targets * greatest[:, None, None]
-    return replace(
-        mesh_of(replace(take, points=take.points[:0])),
-        target_names=tuple(f"corrective_{i:02d}{sign}" for sign in "+-" for i in range(n)),
-        targets=np.concatenate([targets, -targets]),
-        weights=np.concatenate([weights, -weights], axis=1).clip(min=0),
     )
 
 
@@ -78,12 +64,19 @@ def test_points_at_every_key_are_the_takes(take: Take) -> None:
         np.testing.assert_allclose(evaluated(open_stage(path)), take.posed, atol=FLOAT32_M)
 
 
+def test_landmark_mesh_moves_as_the_take(tmp_path: Path) -> None:
+    take = smooth_take(60)
+    usd.write(tmp_path / "take.usda", take, [landmark_mesh(take, solve(take))])
+    found = evaluated(open_stage(tmp_path / "take.usda"), "face")
+    assert np.linalg.norm(found - take.posed, axis=-1).max() <= EXACT_M + FLOAT32_M
+
+
 @pytest.mark.parametrize("suffix", [".usda", ".usdc"])
 @pytest.mark.parametrize("n_keys", [1, 2, 30])
 def test_validators_find_nothing(tmp_path: Path, suffix: str, n_keys: int) -> None:
     take = smooth_take(n_keys)
     path = tmp_path / f"take{suffix}"
-    usd.write(path, take, [mesh_of(take), basis_mesh(replace(take, neutral=take.mean))])
+    usd.write(path, take, [mesh_of(take), landmark_mesh(take, solve(take))])
     validators = UsdValidation.ValidationRegistry().GetOrLoadAllValidators()
     assert len(validators) > 20
     found = UsdValidation.ValidationContext(validators).Validate(open_stage(path))
@@ -125,7 +118,7 @@ def test_head_turns_the_right_way(
 
 def test_ten_thousand_keys(tmp_path: Path) -> None:
     take = smooth_take(10_000, fps=60.0)
-    usd.write(tmp_path / "take.usdc", take, [basis_mesh(take)])
+    usd.write(tmp_path / "take.usdc", take, [landmark_mesh(take, solve(take))])
     stage = open_stage(tmp_path / "take.usdc")
     animation = UsdSkel.Animation.Get(stage, f"{usd.ROOT}/Animation")
     for attribute in (animation.GetRotationsAttr(), animation.GetBlendShapeWeightsAttr()):
@@ -137,7 +130,8 @@ def test_ten_thousand_keys(tmp_path: Path) -> None:
 
 def test_left_out_keys_stay_within_the_stated_error(tmp_path: Path) -> None:
     take, error_m = smooth_take(200, fps=240.0), 1e-3
-    usd.write(tmp_path / "take.usda", take, [basis_mesh(take)], error_m)
+    mesh = landmark_mesh(take, solve(take))
+    usd.write(tmp_path / "take.usda", take, [mesh], error_m)
     stage = open_stage(tmp_path / "take.usda")
     animation = UsdSkel.Animation.Get(stage, f"{usd.ROOT}/Animation")
     assert animation.GetRotationsAttr().GetNumTimeSamples() < 150
@@ -145,13 +139,12 @@ def test_left_out_keys_stay_within_the_stated_error(tmp_path: Path) -> None:
     n_shapes = len(animation.GetBlendShapesAttr().Get())
     weights = np.array([animation.GetBlendShapeWeightsAttr().Get(key) for key in range(200)])  # USD interpolates
     assert weights.shape == (200, n_shapes)
-    mesh = basis_mesh(take)
     frontal = mesh.points + np.tensordot(weights, mesh.targets, 1)
     skeleton = UsdSkel.Cache().GetSkelQuery(UsdSkel.Skeleton.Get(stage, f"{usd.ROOT}/Skeleton"))
     for key in range(200):
         head = np.array(skeleton.ComputeJointSkelTransforms(key)[0])  # rows: v M
         posed = frontal[key] @ head[:3, :3] + head[3, :3]
-        assert np.linalg.norm(posed - take.posed[key], axis=-1).max() <= error_m + FLOAT32_M
+        assert np.linalg.norm(posed - take.posed[key], axis=-1).max() <= error_m + EXACT_M
 
 
 def test_meshes_keep_their_own_weights_under_one_name(tmp_path: Path) -> None:
@@ -200,11 +193,11 @@ def test_names_are_such_as_prims_and_tools_can_have(tmp_path: Path) -> None:
 
 def test_extent_holds_every_point_of_every_key(tmp_path: Path) -> None:
     take = smooth_take(50)
-    usd.write(tmp_path / "take.usda", take, [basis_mesh(take)])
+    usd.write(tmp_path / "take.usda", take, [landmark_mesh(take, solve(take))])
     stage = open_stage(tmp_path / "take.usda")
     low, high = np.array(UsdSkel.Root(stage.GetDefaultPrim()).GetExtentAttr().Get())
-    assert (take.posed >= low - FLOAT32_M).all()
-    assert (take.posed <= high + FLOAT32_M).all()
+    assert (take.posed >= low - EXACT_M).all()
+    assert (take.posed <= high + EXACT_M).all()
 
 
 @given(takes(most_keys=3))
