@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from common.export.arkit_basis import landmark_basis
+from common.export.arkit_basis import eye_distance, landmark_basis, mirror, other_side
 from common.export.take import Take
-from common.face.model import JAW, FaceModel
+from common.face.model import JAW, LIDS, LIPS, FaceModel
 from common.face.mouth import closed, opening_direction
 
 # In Apple's capture order: that of the columns of Live Link Face's recordings.
@@ -40,11 +40,15 @@ UNSEEN = frozenset(
 SEEN = tuple(name for name in CURVES if name not in UNSEEN)
 
 _DEPTH_WEIGHT = 0.25  # of a squared residual beside that of x or y: monocular depth is noisier
+_SLIDE_WEIGHT = 0.1  # of the lower face as a whole going up, down or forward: mostly the head's pose, off by a degree
 _JAW_LINE_WEIGHT = 0.25  # of the chin and cheeks beside the lips: trackers let them slide
-# Each curve's penalties are relative to how far it moves the points, so that small movements are not held back more.
-_RIDGE = 0.02  # makes the answer unique
-_SPARSE_M = 0.0004  # tremble below this moves no curve
-_SMOOTH_S = 0.02
+_LID_WEIGHT = 4.0  # eight points that move little and are tracked well
+# Penalties of a curve that moves the points by _TYPICAL_M in all (root of the sum of squares). Those that move them
+# further pay less per millimetre: so an open mouth is the jaw's work first, and the lips' where the jaw won't do.
+_TYPICAL_M = 0.012
+_RIDGE = 0.1  # makes the answer unique
+_SPARSE_M = 0.0005  # tremble below this moves no curve
+_SMOOTH_S = 0.015
 _MAX_STEPS, _SETTLED = 2000, 1e-6
 
 
@@ -91,7 +95,7 @@ def solve(take: Take, model: FaceModel | None = None) -> Curves:
     """
     neutral = closed_mouth(take)
     basis = np.zeros((len(CURVES), 68, 3))
-    found = landmark_basis(neutral) if model is None else ict_basis(model)
+    found = landmark_basis(neutral) if model is None else ict_basis(model, neutral)
     for name in SEEN:
         basis[CURVES.index(name)] = found[name]
     seen = [CURVES.index(name) for name in SEEN]
@@ -119,18 +123,22 @@ def closed_mouth(take: Take) -> np.ndarray:
     return closed(torch.from_numpy(take.neutral), direction).numpy()
 
 
-def ict_basis(model: FaceModel) -> dict[str, np.ndarray]:
-    """ICT-FaceKit's expressions at the 68 points by ARKit's names: name -> [68, 3] metres at weight 1."""
-    directions = model.at_landmarks().expression.double().numpy() * model.metres_per_unit
-    basis: dict[str, np.ndarray] = {}
-    for ict, direction in zip(model.expression_names, directions, strict=True):
+def ict_basis(model: FaceModel, neutral: np.ndarray) -> dict[str, np.ndarray]:
+    """ICT-FaceKit's expressions at the 68 points by ARKit's names, as large as this face: name -> [68, 3] metres.
+
+    They are made symmetric, which their vertices are to rounding. ValueError for a model without those names.
+    """
+    small = model.at_landmarks()
+    scale = eye_distance(neutral) / eye_distance(small.mean.double().numpy())
+    found: dict[str, np.ndarray] = {}
+    for ict, direction in zip(small.expression_names, scale * small.expression.double().numpy(), strict=True):
         merged = ict.removesuffix("_L").removesuffix("_R")
         name = merged if merged in CURVES else ict.replace("_L", "Left").replace("_R", "Right")
-        basis[name] = basis.get(name, 0) + direction
-    missing = [name for name in SEEN if name not in basis]
+        found[name] = found.get(name, 0) + direction
+    missing = [name for name in SEEN if name not in found]
     if missing:
         raise ValueError(f"ARKit's curves need ICT-FaceKit's expressions, and {model.name} has no {missing[0]}")
-    return basis
+    return {name: (found[name] + mirror(found[other_side(name)])) / 2 for name in SEEN}
 
 
 def _bounded(basis: np.ndarray, moves: np.ndarray, fps: float) -> np.ndarray:
@@ -139,16 +147,14 @@ def _bounded(basis: np.ndarray, moves: np.ndarray, fps: float) -> np.ndarray:
     Projected gradients with momentum, started anew where they overshoot (FISTA; O'Donoghue and Candès 2015), on
     u = n w, n being the lengths of the basis' vectors.
     """
-    weights = np.ones((68, 3))
-    weights[list(JAW)] *= _JAW_LINE_WEIGHT
-    weights[:, 2] *= _DEPTH_WEIGHT
-    root = np.sqrt(weights).ravel()
-    flat = basis.reshape(len(basis), -1) * root  # [K, 204]
+    weigh = _weights()
+    flat = basis.reshape(len(basis), -1) @ weigh  # [K, 204]
     length = np.linalg.norm(flat, axis=1)
     unit = flat / length[:, None]
     smooth = (_SMOOTH_S * fps) ** 2
-    gram = unit @ unit.T + _RIDGE * np.eye(len(unit))
-    linear = (moves.reshape(len(moves), -1) * root) @ unit.T - _SPARSE_M
+    price = _TYPICAL_M / length  # [K]
+    gram = unit @ unit.T + np.diag(_RIDGE * price)
+    linear = moves.reshape(len(moves), -1) @ (weigh @ unit.T) - _SPARSE_M * price
     step = 1 / (np.linalg.eigvalsh(gram)[-1] + 4 * smooth)
     current = ahead = np.zeros_like(linear)
     momentum = 1.0
@@ -167,3 +173,18 @@ def _bounded(basis: np.ndarray, moves: np.ndarray, fps: float) -> np.ndarray:
         if has_settled:
             break
     return current / length
+
+
+def _weights() -> np.ndarray:
+    """[204, 204], symmetric: the length of a displacement [68, 3] by this is what it costs to leave it unexplained."""
+    root = np.ones((68, 3))
+    root[list(JAW)] *= np.sqrt(_JAW_LINE_WEIGHT)
+    root[list(LIDS)] *= np.sqrt(_LID_WEIGHT)
+    root[:, 2] *= np.sqrt(_DEPTH_WEIGHT)
+    weigh = np.diag(root.ravel())
+    for axis in (1, 2):
+        slide = np.zeros((68, 3))
+        slide[[*JAW[4:13], *LIPS], axis] = 1
+        slide = (slide * root).ravel() / np.linalg.norm(slide * root)
+        weigh -= (1 - np.sqrt(_SLIDE_WEIGHT)) * np.outer(slide, slide) @ weigh
+    return weigh.T

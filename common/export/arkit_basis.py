@@ -29,7 +29,7 @@ JAW_OPEN_DEG = 25.0
 # The condyle slides forward while the jaw turns, so that the axis of the whole lies lower than the joint, inside the
 # ramus (Grant 1973); tracked lips go back by a third of what they go down, which says the same.
 HINGE_MM = (0.0, -40.0, 10.0)  # from the middle of the points at the ears
-UPPER_LID_SHARE = 0.85  # of a blink's way
+UPPER_LID_SHARE = 0.8  # of a blink's way; lower lids of tracked blinks do 0.0 to 0.35 of it
 LEAST_APERTURE = 0.2  # of the eye's width: what an eye that is closed in the neutral face would have to close
 
 Moves = Mapping[int, tuple[float, float, float]]  # point: millimetres outwards (to the person's left), up, forward
@@ -53,17 +53,17 @@ def _all(points: Mapping[int, float], out: float, up: float, forward: float) -> 
 # fmt: off
 # One side at a time: these become ...Left as they stand and ...Right mirrored. Points in the middle move for both.
 SIDED: dict[str, Moves] = {
-    "eyeSquint": {46: (0, 2.5, 0), 47: (0, 2.5, 0), 43: (0, -0.8, 0), 44: (0, -0.8, 0)},
-    "eyeWide": {43: (0, 3, -0.5), 44: (0, 3, -0.5), 46: (0, -0.5, 0), 47: (0, -0.5, 0)},
+    "eyeSquint": {46: (0, 3.5, 0), 47: (0, 3.5, 0), 43: (0, -1, 0), 44: (0, -1, 0)},
+    "eyeWide": {43: (0, 3.5, -0.5), 44: (0, 3.5, -0.5), 46: (0, -0.5, 0), 47: (0, -0.5, 0)},
     "mouthSmile": _pull(9, 9, -6),
     "mouthFrown": _pull(1, -9, -2),
     "mouthDimple": _pull(4, 1, -6),
     "mouthStretch": {**_pull(8, -4, -4), 55: (4, -4, -2), 56: (1.5, -3, -1), 65: (3, -2.5, -1)},
     "mouthPress": {53: (0, -2, -1), 52: (0, -2.5, -1), 51: (0, -1.2, -0.5),
                    55: (0, 2, -1), 56: (0, 2.5, -1), 57: (0, 1.2, -0.5)},
-    "mouthLowerDown": {54: (0, -1, 0), 55: (1, -5, 0), 56: (1, -7, 0), 57: (0.5, -4, 0),
-                       65: (1, -7, 0), 66: (0.5, -4, 0)},
-    "mouthUpperUp": {53: (0.5, 4.5, 0), 52: (0.5, 6, 0), 51: (0.3, 3.5, 0), 63: (0.5, 6, 0), 62: (0.3, 3.5, 0),
+    "mouthLowerDown": {54: (0, -1, 0), 55: (1, -5, 0.7), 56: (1, -7, 1), 57: (0.5, -4, 0.6),
+                       65: (1, -7, 1), 66: (0.5, -4, 0.6)},
+    "mouthUpperUp": {53: (0.5, 4.5, 0), 52: (0.5, 6, 0.5), 51: (0.3, 3.5, 0.3), 63: (0.5, 6, 0.5), 62: (0.3, 3.5, 0.3),
                      35: (0, 0.7, 0), 34: (0, 0.5, 0)},
     "browDown": {22: (-3, -7, 0), 23: (-2.5, -6.5, 0), 24: (-1.5, -5, 0), 25: (-0.5, -3, 0), 26: (0, -1.5, 0)},
     "browOuterUp": {22: (0, 1.5, 0), 23: (0, 4.5, 0), 24: (0, 8, 0), 25: (0.5, 9, -1), 26: (1, 7.5, -1)},
@@ -100,8 +100,7 @@ def landmark_basis(neutral: np.ndarray) -> dict[str, np.ndarray]:
 
     neutral: [68, 3] metres, frontal: the face itself; jaw and lids move as its own geometry has it.
     """
-    eyes = neutral[list(RIGHT_EYE)].mean(axis=0) - neutral[list(LEFT_EYE)].mean(axis=0)
-    scale = float(np.linalg.norm(eyes)) / EYE_DISTANCE_M
+    scale = eye_distance(neutral) / EYE_DISTANCE_M
     jaw = _jaw_open(neutral, scale)
     basis = {"jawOpen": jaw, "mouthClose": _mouth_close(jaw)}
     for name, moves in BOTH.items():
@@ -109,7 +108,7 @@ def landmark_basis(neutral: np.ndarray) -> dict[str, np.ndarray]:
         basis[name] = half + mirror(half) * _not_middle()
     for name, moves in SIDEWAYS.items():
         half = _field(moves, scale)
-        whole = half + np.abs(mirror(half)) * _not_middle()
+        whole = half + half[list(MIRROR)] * _not_middle()
         basis[f"{name}Left"], basis[f"{name}Right"] = whole, mirror(whole)
     for name, moves in SIDED.items():
         left = _field(moves, scale)
@@ -118,9 +117,21 @@ def landmark_basis(neutral: np.ndarray) -> dict[str, np.ndarray]:
     return basis
 
 
+def other_side(name: str) -> str:
+    """The curve that this one is in a mirrored face: eyeBlinkRight of eyeBlinkLeft; jawOpen of itself."""
+    if name.endswith("Left"):
+        return name.removesuffix("Left") + "Right"
+    return name.removesuffix("Right") + "Left" if name.endswith("Right") else name
+
+
 def mirror(points: np.ndarray) -> np.ndarray:
     """Face-space points or displacements [..., 68, 3] of the mirrored face."""
     return points[..., list(MIRROR), :] * [-1.0, 1.0, 1.0]
+
+
+def eye_distance(points: np.ndarray) -> float:
+    """Distance of the eye centres of a face [68, 3]."""
+    return float(np.linalg.norm(points[list(RIGHT_EYE)].mean(axis=0) - points[list(LEFT_EYE)].mean(axis=0)))
 
 
 def _field(moves: Moves, scale: float) -> np.ndarray:
