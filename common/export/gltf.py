@@ -17,18 +17,38 @@ from typing import Any
 import numpy as np
 import torch
 
+from common.errors import InputError
+from common.export.gltf_file import (
+    BINARY_CHUNK,
+    JSON_CHUNK,
+    MAGIC,
+    UNREADABLE,
+    GltfFile,
+    Sampler,
+    evaluate,
+    extras,
+    local_matrices,
+)
 from common.export.keys import face_keys, head_keys, point_keys
 from common.export.morphs import MorphMesh
-from common.export.take import Take
+from common.export.points import POINT_NAMES
+from common.export.take import Take, plain_header
 from common.face.mesh import vertex_normals
+from common.face.model import N_POINTS
+from common.files import check_input
 
-HEADER, POINT_NAMES_KEY = "duet_take", "point_names"  # in extras
-MAGIC, JSON_CHUNK, BINARY_CHUNK = b"glTF", b"JSON", b"BIN\0"
+HEADER, NAMES = "duet_take", "point_names"  # in extras
 _USHORT, _UINT, _FLOAT = 5123, 5125, 5126
 _VERTICES, _TRIANGLES = 34962, 34963  # what a buffer view is for
 _SIZES = {"SCALAR": 1, "VEC3": 3, "VEC4": 4}
 _STILL_M = 1e-6  # a dense mesh's vertex that a target moves by less counts as one that it doesn't move
 _SPARSE_PAYS = 1000  # bytes saved: a sparse accessor costs some 300 in JSON, and small meshes stay plain
+_RATES = (24000 / 1001, 24, 25, 30000 / 1001, 30, 48, 50, 60000 / 1001, 60, 90, 100, 120)
+_MOST_FPS, _USUAL_FPS = 1000, 25.0
+_OFF_GRID = 0.05  # of a key: float32 times of hours are off by less
+_MOST_TARGETS = 4096
+_MOST_VERTICES = 1024  # that 68 points may have become: tools split vertices where a face's normals differ
+_MOST_KEYS = 1 << 18  # hours; or four times as many as the file has
 # A dull light skin: what is black or mirrors in one tool is so in all. Seen from both sides, as the face has no back.
 _SKIN = {
     "name": "skin",
@@ -179,11 +199,11 @@ def _mesh(binary: _Binary, mesh: MorphMesh) -> dict[str, Any]:
         "material": 0,
         "targets": [{"POSITION": binary.target(moves)} for moves in mesh.targets],
     }
-    extras: dict[str, Any] = {"targetNames": list(mesh.target_names)}
+    named: dict[str, Any] = {"targetNames": list(mesh.target_names)}
     if mesh.point_names:
-        extras[POINT_NAMES_KEY] = " ".join(mesh.point_names)
+        named[NAMES] = " ".join(mesh.point_names)
     weights = [0.0] * len(mesh.targets)  # the neutral face, where nothing is played
-    return {"name": mesh.name, "primitives": [primitive], "weights": weights, "extras": extras}
+    return {"name": mesh.name, "primitives": [primitive], "weights": weights, "extras": named}
 
 
 def _no_zeros(normals: np.ndarray) -> np.ndarray:
@@ -201,3 +221,147 @@ def _mesh_keys(take: Take, mesh: MorphMesh, key_error_m: float) -> np.ndarray:
     greatest = np.linalg.norm(mesh.targets, axis=2).max(axis=1)  # [K]
     bound = mesh.weights * greatest * np.sqrt(len(greatest))
     return point_keys(bound[:, None], key_error_m / 2)
+
+
+def read(path: Path) -> Take:
+    """The take in a .glb or .gltf: what `write` wrote, also after a tool changed it and wrote it again.
+
+    The face is the mesh of 68 points, told by their names or, where a tool dropped them, by their number and order
+    (vertices that a tool split are one again). All nodes above it move it; keys that are not there are interpolated as
+    the file says. The rate is the one in the header if the keys lie on it, else that of the keys; a file without a
+    header is a face of nobody in particular (`plain_header`). Raises InputError that names the file.
+    """
+    check_input(path, "glTF file")
+    try:
+        return _take(GltfFile.load(path))
+    except UNREADABLE as error:
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        reason = f"it lacks {reason}" if isinstance(error, KeyError) else reason
+        raise InputError(
+            f"{path} is not a usable glTF file ({reason[:200]}): export it again, with the face's 68 points."
+        ) from error
+
+
+def _take(file: GltfFile) -> Take:
+    node, shapes = _face(file)
+    chain, animated = file.upwards(node), file.animated()
+    samplers = {
+        (item, track): file.sampler(animated[item, track])
+        for item in chain
+        for track in ("translation", "rotation", "scale", *(["weights"] if item == node else []))
+        if (item, track) in animated
+    }
+    header = _header(file)
+    times = [sampler.times_s for sampler in samplers.values()] or [np.zeros(1)]
+    fps = _rate(np.unique(np.concatenate(times)), float(header["fps"]) if header else None)
+    last, most = max(each[-1] for each in times), max(map(len, times))
+    if not 0 <= last * fps < max(_MOST_KEYS, 4 * most):
+        raise ValueError(f"its {most} keys are spread over {last:.6g} s")
+    at_s = np.arange(int(last * fps + _OFF_GRID) + 1) / fps
+    on_grid = {target: _on_grid(sampler, fps) for target, sampler in samplers.items()}
+
+    local = _morphed(file, node, shapes, on_grid.get((node, "weights")), at_s)
+    world = np.eye(4)[None]
+    for item in reversed(chain):
+        tracks = {track: sampler for (other, track), sampler in on_grid.items() if other == item}
+        world = world @ local_matrices(file.items("nodes")[item], tracks, at_s)
+    if not np.isfinite(world).all():
+        raise ValueError("its nodes hold numbers that are not finite")
+    world = np.broadcast_to(world, (len(at_s), 4, 4))
+    u, _, vt = np.linalg.svd(world[:, :3, :3])
+    u[:, :, 2] *= np.sign(np.linalg.det(u @ vt))[:, None]  # a rotation, no reflection
+    rotation = u @ vt
+    stretched = rotation.swapaxes(1, 2) @ world[:, :3, :3]  # the identity, or a tool's own scale
+    points = np.broadcast_to(local, (len(at_s), N_POINTS, 3)) @ stretched.swapaxes(1, 2)
+    return Take.of_header({**(header or plain_header(fps)), "fps": fps}, points, rotation, world[:, :3, 3])
+
+
+def _face(file: GltfFile) -> tuple[int, np.ndarray]:
+    """The node that has the face's mesh, and the mesh: [1 + K, 68, 3], its points and targets in our order."""
+    others = []
+    for number, node in enumerate(file.items("nodes")):
+        if "mesh" not in node:
+            continue
+        mesh = file.items("meshes")[node["mesh"]]
+        if (shapes := _shapes(file, mesh)) is not None:
+            if "skin" in node:
+                raise ValueError("its face hangs on a skeleton: export without skinning")
+            names = str(mesh.get("extras", {}).get(NAMES, "")).split()
+            if sorted(names) == sorted(POINT_NAMES):
+                return number, shapes[:, [names.index(name) for name in POINT_NAMES]]
+            others.append((number, shapes))
+    if not others:
+        raise ValueError("it has no mesh of 68 points")
+    return others[0]
+
+
+def _shapes(file: GltfFile, mesh: dict[str, Any]) -> np.ndarray | None:
+    """Points and targets of a mesh [1 + K, 68, 3], vertices that are alike in all of them joined; None if not 68."""
+    if len(mesh["primitives"]) != 1:
+        return None
+    primitive = mesh["primitives"][0]
+    accessors = [primitive["attributes"]["POSITION"]]
+    accessors += [target["POSITION"] for target in primitive.get("targets", []) if "POSITION" in target]
+    counts = {file.items("accessors")[number]["count"] for number in accessors}
+    if len(counts) != 1 or not N_POINTS <= max(counts) <= _MOST_VERTICES:
+        return None
+    if len(accessors) > _MOST_TARGETS:
+        raise ValueError(f"it has {len(accessors) - 1} morph targets")
+    shapes = np.stack([file.accessor(number) for number in accessors])
+    if shapes.shape[1:] == (N_POINTS, 3):
+        return shapes
+    _, first = np.unique(shapes.swapaxes(0, 1).reshape(shapes.shape[1], -1), axis=0, return_index=True)
+    return shapes[:, np.sort(first)] if len(first) == N_POINTS else None
+
+
+def _morphed(file: GltfFile, node: int, shapes: np.ndarray, weights: Sampler | None, at_s: np.ndarray) -> np.ndarray:
+    """The face's points in its node's space, [T, 68, 3], or [1, 68, 3] where nothing is animated."""
+    points, targets = shapes[0], shapes[1:]
+    if weights is not None:
+        values = evaluate(weights, at_s)
+    else:
+        item = file.items("nodes")[node]
+        still = item.get("weights", file.items("meshes")[item["mesh"]].get("weights", [0.0] * len(targets)))
+        values = np.asarray(still, np.float64)[None]
+    if values.shape[1] != len(targets):
+        raise ValueError(f"it has {values.shape[1]} weights for {len(targets)} morph targets")
+    return points + np.tensordot(values, targets, 1)
+
+
+def _header(file: GltfFile) -> dict[str, Any] | None:
+    for found in extras(file.document):
+        if HEADER in found:
+            header = json.loads(found[HEADER])
+            if not isinstance(header, dict):
+                raise ValueError(f"its {HEADER} is no header of a take")
+            return header
+    return None
+
+
+def _rate(times_s: np.ndarray, stated: float | None) -> float:
+    """Keys a second, of all times [n] at which there are some: the stated rate if they lie on it, else their own."""
+
+    def fits(fps: float) -> bool:
+        at = times_s * fps
+        return bool((np.abs(at - at.round()) < _OFF_GRID).all())
+
+    if stated and fits(stated):
+        return stated
+    gaps = np.diff(times_s)
+    gaps = gaps[gaps > 1 / (_MOST_FPS + 1)]
+    if len(gaps) == 0:
+        return stated or _USUAL_FPS
+    near = gaps[gaps < 1.5 * gaps.min()]
+    own = 1 / near.mean()
+    for fps in (*sorted(_RATES, key=lambda rate: abs(rate - own)), round(own, 3)):
+        if abs(fps / own - 1) < 0.01 and fits(fps):
+            return fps
+    return stated or own
+
+
+def _on_grid(sampler: Sampler, fps: float) -> Sampler:
+    """The same with times that mean a key of the take at it exactly: float32 has 0.04 s as 0.03999999911."""
+    at = sampler.times_s * fps
+    near = at.round()
+    times_s = np.where(np.abs(at - near) < _OFF_GRID, near, at) / fps
+    return Sampler(times_s, sampler.values, sampler.interpolation)
