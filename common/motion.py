@@ -3,6 +3,8 @@
 Landmarks are frontal (LM3D = M − M̄, dual-diffusion paper, eq. 2) in face space: x to the image's right, y up, z towards
 the camera. Pose is scaled orthography with v up, in pixels of a picture of `image_size`. On disk an `.npz` of plain
 arrays that needs nothing else to be understood; nothing in it is ever unpickled.
+
+    python -m common.motion view take.npz           # a video of it in outputs/; or: view take.npz take.png
 """
 
 from __future__ import annotations
@@ -244,3 +246,9 @@ def _check_pose(prefix: str, pose: Pose, shape: tuple[int, ...]) -> None:
     error = (pose.rotation @ pose.rotation.mT - identity).abs().max()
     if error > _ROTATION_TOLERANCE or not (torch.linalg.det(pose.rotation) > 0).all():
         raise ValueError(f"{prefix}rotation must hold rotation matrices (rows at right angles, determinant 1)")
+
+
+if __name__ == "__main__":
+    from common import entry, motion_view  # which import this module
+
+    entry.run(motion_view.main)
