@@ -37,8 +37,8 @@ _BONE_LENGTH_M = 0.1  # as Blender shows the joint, which knows no length: it wo
 def write(path: Path, take: Take, meshes: Sequence[MorphMesh], key_error_m: float = 0.0) -> None:
     """Write a stage, as text or binary by the suffix of `path`; a file that is there is written over.
 
-    meshes: one or more; key_error_m: keys are left out while no point is off by more, 0 keeps all. Raises InputError
-    where usd-core is missing or the file can't be written.
+    meshes: one or more; key_error_m: keys are left out while that puts none of the 68 points off by more, 0 keeps all.
+    Raises InputError where usd-core is missing or the file can't be written.
     """
     try:
         from pxr import Tf, Usd, UsdGeom, UsdSkel, Vt
