@@ -48,7 +48,7 @@ _MOST_FPS, _USUAL_FPS = 1000, 25.0
 _OFF_GRID = 0.05  # of a key: float32 times of hours are off by less
 _MOST_TARGETS = 4096
 _MOST_VERTICES = 1024  # that 68 points may have become: tools split vertices where a face's normals differ
-_MOST_KEYS = 1 << 18  # hours; or four times as many as the file has
+_MOST_KEYS = 1 << 16  # 44 minutes at 25 a second; or eight times as many as the file has
 # A dull light skin: what is black or mirrors in one tool is so in all. Seen from both sides, as the face has no back.
 _SKIN = {
     "name": "skin",
@@ -255,7 +255,7 @@ def _take(file: GltfFile) -> Take:
     times = [sampler.times_s for sampler in samplers.values()] or [np.zeros(1)]
     fps = _rate(np.unique(np.concatenate(times)), float(header["fps"]) if header else None)
     last, most = max(each[-1] for each in times), max(map(len, times))
-    if not 0 <= last * fps < max(_MOST_KEYS, 4 * most):
+    if not 0 <= last * fps < max(_MOST_KEYS, 8 * most):
         raise ValueError(f"its {most} keys are spread over {last:.6g} s")
     at_s = np.arange(int(last * fps + _OFF_GRID) + 1) / fps
     on_grid = {target: _on_grid(sampler, fps) for target, sampler in samplers.items()}

@@ -106,11 +106,10 @@ class GltfFile:
         if start + length > len(buffer):
             raise ValueError("it is cut off: a view reaches beyond its buffer")
         size = np.dtype(kind).itemsize
-        stride = _natural(view.get("byteStride", size * width))
-        # numpy refuses an array that reaches beyond the view.
-        return np.ndarray(
-            (count, width), kind, buffer[start : start + length], _natural(offset), (max(stride, size * width), size)
-        )
+        stride = max(_natural(view.get("byteStride", 0)), size * width)
+        if count and _natural(offset) + (count - 1) * stride + size * width > length:
+            raise ValueError("it is cut off: an accessor reaches beyond its view")
+        return np.ndarray((count, width), kind, buffer[start : start + length], offset if count else 0, (stride, size))
 
     def _with_sparse(self, values: np.ndarray, sparse: dict[str, Any]) -> np.ndarray:
         count, indices, changed = _natural(sparse["count"]), sparse["indices"], sparse["values"]
@@ -220,7 +219,8 @@ def _chunks(content: bytes) -> tuple[bytes, bytes | None]:
         raise ValueError(f"it is version {version} of glTF, not 2")
     if length > len(content):
         raise ValueError(f"it is cut off: {length - len(content)} bytes are missing")
-    found, offset = {}, 12
+    found: dict[bytes, bytes] = {}
+    offset = 12
     while offset + 8 <= length:
         n_bytes, kind = struct.unpack_from("<I4s", content, offset)
         if offset + 8 + n_bytes > length:
