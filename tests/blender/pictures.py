@@ -22,7 +22,8 @@ SIDE_M = 0.22
 SIZE_PX = 320
 N_SAMPLES = 24
 VIEWS_DEG = {"front": (0, 0), "between": (28, 18), "side": (90, 0)}  # camera round to the person's left, and up
-SKIN, INK, PAPER = (0.62, 0.40, 0.32), (0.03, 0.05, 0.09), (0.86, 0.88, 0.9)
+SKIN, INK, DAYLIGHT = (0.62, 0.40, 0.32), (0.03, 0.05, 0.09), (0.86, 0.88, 0.9)
+PAPER = np.array([0.933, 0.945, 0.957])  # as the picture has it, not as light
 RED, GREEN, BLUE = (0.75, 0.05, 0.05), (0.08, 0.42, 0.06), (0.05, 0.15, 0.8)  # of x, y and z, as everywhere
 LEFT, UP, AHEAD = Vector((1, 0, 0)), Vector((0, 0, 1)), Vector((0, -1, 0))  # of a person, in Blender's world
 AXES = {  # where x, y and z of a tool point once the face is in it
@@ -52,15 +53,15 @@ def main() -> None:
 
 
 def dress(mesh: Any) -> None:
-    """Skin, the mesh's edges in ink above it, light from both sides, a plain background."""
+    """Skin, the mesh's edges in ink above it, light from all around and from both sides."""
     scene = bpy.context.scene
     mesh.data.materials.clear()
     mesh.data.materials.append(material("skin", SKIN))
     mesh.data.materials.append(material("ink", INK))
     edges = mesh.modifiers.new("edges", "WIREFRAME")
     edges.thickness, edges.use_replace, edges.material_offset = 0.0006, False, 1
-    scene.world = bpy.data.worlds.new("paper")
-    scene.world.node_tree.nodes["Background"].inputs["Color"].default_value = (*PAPER, 1)
+    scene.world = bpy.data.worlds.new("daylight")
+    scene.world.node_tree.nodes["Background"].inputs["Color"].default_value = (*DAYLIGHT, 1)
     for angle_deg, strength in ((-60, 2.2), (50, 0.8)):
         sun = bpy.data.lights.new("sun", "SUN")
         sun.energy, sun.angle = strength, math.radians(10)
@@ -123,21 +124,24 @@ def text(words: str, place: Vector, camera: Any, colour: tuple[float, float, flo
 
 
 def render(frame: float) -> np.ndarray:
-    """A tile [H, W, 4], the first row at the bottom as Blender keeps it."""
+    """A tile [H, W, 4] on paper, the first row at the bottom as Blender keeps it."""
     scene = bpy.context.scene
     scene.frame_set(int(frame // 1), subframe=frame % 1)
     settings = scene.render
     settings.engine, settings.resolution_x, settings.resolution_y = "CYCLES", SIZE_PX, SIZE_PX
-    settings.threads_mode, settings.threads, settings.dither_intensity = "FIXED", 1, 0
+    settings.threads_mode, settings.threads = "FIXED", 1
+    settings.film_transparent, settings.dither_intensity = True, 0  # else noise in the paper
     scene.cycles.device, scene.cycles.samples, scene.cycles.use_denoising = "CPU", N_SAMPLES, True
     scene.view_settings.view_transform = "Standard"
     with tempfile.TemporaryDirectory() as folder:
         settings.filepath, settings.image_settings.file_format = str(Path(folder) / "tile.png"), "PNG"
+        settings.image_settings.color_mode = "RGBA"
         bpy.ops.render.render(write_still=True)
         picture = bpy.data.images.load(settings.filepath)
         pixels = np.array(picture.pixels[:]).reshape(SIZE_PX, SIZE_PX, 4)
     bpy.data.images.remove(picture)
-    return pixels
+    colour, alpha = pixels[..., :3], pixels[..., 3:]
+    return np.concatenate([alpha * colour + (1 - alpha) * PAPER, np.ones_like(alpha)], axis=-1)
 
 
 def save(pixels: np.ndarray, path: Path) -> None:
