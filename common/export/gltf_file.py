@@ -55,21 +55,25 @@ class GltfFile:
     """document: the JSON; buffers: the bytes that its bufferViews are parts of."""
 
     document: dict[str, Any]
-    buffers: list[bytes]
+    buffers: list[memoryview]
 
     @staticmethod
     def load(path: Path) -> GltfFile:
         content = _content(path)
         binary = None
         if content[:4] == MAGIC:
-            content, binary = _chunks(content)
+            content, binary = _chunks(memoryview(content))
         document = json.loads(content.decode("utf-8-sig"))
         if not isinstance(document, dict) or not str(document["asset"]["version"]).startswith("2."):
             raise ValueError("it isn't glTF 2.0")
         for extension in document.get("extensionsRequired", []):
             if "compression" in extension:
                 raise ValueError(f"it is compressed with {extension}, which we can't read")
-        buffers = [_buffer(buffer, binary, path.parent) for buffer in document.get("buffers", [])]
+        buffers: list[memoryview] = []
+        for stated in document.get("buffers", []):
+            buffers.append(_buffer(stated, binary, path.parent))
+            if sum(map(len, buffers)) > _MOST_BYTES:
+                raise ValueError("its buffers are more than a take")
         return GltfFile(document, buffers)
 
     def items(self, what: str) -> list[dict[str, Any]]:
@@ -102,7 +106,7 @@ class GltfFile:
     def _elements(self, view_number: int, offset: int, kind: str, count: int, width: int) -> np.ndarray:
         view = self.document["bufferViews"][_natural(view_number)]
         start, length = _natural(view.get("byteOffset", 0)), _natural(view["byteLength"])
-        buffer = memoryview(self.buffers[_natural(view["buffer"])])
+        buffer = self.buffers[_natural(view["buffer"])]
         if start + length > len(buffer):
             raise ValueError("it is cut off: a view reaches beyond its buffer")
         size = np.dtype(kind).itemsize
@@ -212,14 +216,14 @@ def _content(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def _chunks(content: bytes) -> tuple[bytes, bytes | None]:
+def _chunks(content: memoryview) -> tuple[bytes, memoryview | None]:
     """The JSON and the binary chunk of a .glb, specification 4.4."""
     version, length = struct.unpack_from("<II", content, 4)
     if version != 2:
         raise ValueError(f"it is version {version} of glTF, not 2")
     if length > len(content):
         raise ValueError(f"it is cut off: {length - len(content)} bytes are missing")
-    found: dict[bytes, bytes] = {}
+    found: dict[bytes, memoryview] = {}
     offset = 12
     while offset + 8 <= length:
         n_bytes, kind = struct.unpack_from("<I4s", content, offset)
@@ -227,21 +231,21 @@ def _chunks(content: bytes) -> tuple[bytes, bytes | None]:
             raise ValueError("it is cut off within a chunk")
         found.setdefault(kind, content[offset + 8 : offset + 8 + n_bytes])
         offset += 8 + n_bytes
-    return found[JSON_CHUNK], found.get(BINARY_CHUNK)
+    return bytes(found[JSON_CHUNK]), found.get(BINARY_CHUNK)
 
 
-def _buffer(stated: dict[str, Any], binary: bytes | None, folder: Path) -> bytes:
+def _buffer(stated: dict[str, Any], binary: memoryview | None, folder: Path) -> memoryview:
     if "uri" not in stated:
         if binary is None:
             raise ValueError("its binary part is missing")
         return binary
     uri = str(stated["uri"])
     if uri.startswith("data:"):
-        return base64.b64decode(uri.partition(",")[2], validate=True)
+        return memoryview(base64.b64decode(uri.partition(",")[2], validate=True))
     beside = folder / unquote(uri)
     if not beside.resolve().is_relative_to(folder.resolve()) or not beside.is_file():
         raise ValueError(f"its data {uri[:100]!r} is not beside it")
-    return _content(beside)
+    return memoryview(_content(beside))
 
 
 def _natural(value: Any) -> int:
