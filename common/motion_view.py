@@ -282,7 +282,7 @@ def _ticks(low: float, high: float, most: int) -> np.ndarray:
 def main(argv: list[str]) -> None:
     """`python -m common.motion view`."""
     parser = entry.Parser(prog="python -m common.motion", description="Motions and what they are exported to.")
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(required=True)
     view = commands.add_parser(
         "view", help="look at a take", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
