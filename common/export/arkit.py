@@ -40,13 +40,13 @@ UNSEEN = frozenset(
 SEEN = tuple(name for name in CURVES if name not in UNSEEN)
 
 _DEPTH_WEIGHT = 0.25  # of a squared residual beside that of x or y: monocular depth is noisier
-_SLIDE_WEIGHT = 0.1  # of the lower face as a whole going up, down or forward: mostly the head's pose, off by a degree
+_SLIDE_WEIGHT = 0.05  # of the lower face as a whole going up, down or forward: mostly the head's pose, off by a degree
 _JAW_LINE_WEIGHT = 0.25  # of the chin and cheeks beside the lips: trackers let them slide
 _LID_WEIGHT = 4.0  # eight points that move little and are tracked well
 # Penalties of a curve that moves the points by _TYPICAL_M in all (root of the sum of squares). Those that move them
 # further pay less per millimetre: so an open mouth is the jaw's work first, and the lips' where the jaw won't do.
 _TYPICAL_M = 0.012
-_RIDGE = 0.1  # makes the answer unique
+_RIDGE = 0.06  # makes the answer unique
 _SPARSE_M = 0.0005  # tremble below this moves no curve
 _SMOOTH_S = 0.015
 _MAX_STEPS, _SETTLED = 2000, 1e-6
@@ -131,7 +131,7 @@ def ict_basis(model: FaceModel, neutral: np.ndarray) -> dict[str, np.ndarray]:
     small = model.at_landmarks()
     scale = eye_distance(neutral) / eye_distance(small.mean.double().numpy())
     found: dict[str, np.ndarray] = {}
-    for ict, direction in zip(small.expression_names, scale * small.expression.double().numpy(), strict=True):
+    for ict, direction in zip(small.expression_names, scale * small.expression.double().numpy(), strict=False):
         merged = ict.removesuffix("_L").removesuffix("_R")
         name = merged if merged in CURVES else ict.replace("_L", "Left").replace("_R", "Right")
         found[name] = found.get(name, 0) + direction
