@@ -61,15 +61,13 @@ def main(argv: list[str]) -> None:
     made = dubbed.motion if dubbed else motion
     if wanted.motion:
         made.save(wanted.motion, overwrite=args.overwrite)
-    if wanted.exported:
-        with clock.stage("export"):
-            export(made, wanted.exported, args.overwrite)
+    lines = export(made, wanted.exported, args.overwrite) if wanted.exported else []
     if wanted.video:
         with clock.stage("motion to video"):
             scene = scene_of(dubbed) if dubbed else picture_scene(config, motion, references)
             render(config, scene, args, wanted.video, device)
-    for path in wanted.paths:
-        print(f"{path}: {made.n_frames} frames, {made.duration_s:.2f} s ({clock})")
+    summary = f"{made.n_frames} frames, {made.duration_s:.2f} s ({clock})"
+    print("\n".join(lines + [f"{path}: {summary}" for path in (wanted.motion, wanted.video) if path]))
 
 
 def pick_device(name: str) -> "torch.device":
@@ -270,12 +268,14 @@ def dub(footage: "Footage", speech: "Motion", end: str) -> "Dub":
     return made
 
 
-def export(motion: "Motion", asked: "Request", overwrite: bool) -> None:
-    """Motion → files of animation tools."""
+def export(motion: "Motion", asked: "Request", overwrite: bool) -> list[str]:
+    """Motion → files of animation tools → a line on each."""
     from common.export.formats import write
 
-    for line in write(motion, asked, overwrite):
-        say(line)
+    notes, made = write(motion, asked, overwrite)
+    for note in notes:
+        say(note)
+    return made
 
 
 # ---- stage two ------------------------------------------------------------------------------------------------------

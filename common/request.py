@@ -91,11 +91,6 @@ class Results:
     motion: Path | None
     exported: formats.Request | None
 
-    @property
-    def paths(self) -> list[Path]:
-        """All files, the sound beside exported ones left out."""
-        return [path for path in (self.video, self.motion) if path] + list(self.exported.paths if self.exported else ())
-
 
 def parse(argv: list[str], description: str | None = None) -> tuple[argparse.Namespace, list[str]]:
     """Flags, and the Hydra overrides among them; raises InputError for what doesn't go together."""

@@ -34,10 +34,8 @@ def main(argv: list[str]) -> None:
 
 def convert(args: Namespace) -> None:
     asked = formats.request_of(args, args.files, [args.take, args.audio])
-    for line in formats.write(formats.read(args.take), asked, args.overwrite):
-        print(line)
-    for path in (*asked.paths, *asked.wav_paths):
-        print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
+    notes, made = formats.write(formats.read(args.take), asked, args.overwrite)
+    print("\n".join(notes + made))
 
 
 def curves(args: Namespace) -> None:

@@ -109,7 +109,7 @@ def request(
         raise InputError(f"--fps goes from {FPS[0]:g} to {FPS[1]:g} keys a second, not {fps:g}")
     named = [_livelink_name(path) if is_livelink and path.suffix.lower() == ".csv" else path for path in paths]
     if len({path.absolute() for path in named}) < len(named):
-        raise InputError("--export names one file twice: give every file its own name")
+        raise InputError("One of the files to export is named twice: give every file its own name")
     for path in named:
         check_result(path, WRITTEN, inputs, overwrite)
         _check_extra(path)
@@ -125,8 +125,8 @@ def request(
     return Request(tuple(named), exact, key_error_mm or 0.0, is_livelink, face_model, sound_path, tuple(wav_paths))
 
 
-def write(motion: Motion, asked: Request, overwrite: bool = False) -> list[str]:
-    """Write the Motion into every file that is asked for, or into none; what there is to say of it, a line each."""
+def write(motion: Motion, asked: Request, overwrite: bool = False) -> tuple[list[str], list[str]]:
+    """Write the Motion into every file that is asked for, or into none; notes and what was written, a line each."""
     from common.export.take import Take
 
     take = Take.of(motion)
@@ -142,7 +142,9 @@ def write(motion: Motion, asked: Request, overwrite: bool = False) -> list[str]:
 
             assert asked.sound_path is not None
             copy_wav(asked.sound_path, files.enter_context(atomic_path(path, overwrite)))
-    return _said(take, motion, asked, curves)
+    made = [f"{path}: {take.n_keys} keys, {take.fps:.6g} a second, {_size(path)}" for path in asked.paths]
+    made += [f"{path}: the sound, {_size(path)}" for path in asked.wav_paths]
+    return _notes(take, motion, asked, curves), made
 
 
 def read(path: Path) -> Motion:
@@ -179,7 +181,8 @@ def _read(path: Path, suffix: str) -> Take:
         from common.export import gltf
 
         return gltf.read(path)
-    raise InputError(f"{path} is no motion file: give one that ends in {', '.join(READ)}.")
+    what = "doesn't come back as a Motion" if suffix in WRITTEN else "is no motion file"
+    raise InputError(f"{path} {what}: give one that ends in {', '.join(READ)}.")
 
 
 def _write(path: Path, take: Take, curves: Curves | None, model: FaceModel | None, asked: Request) -> None:
@@ -245,15 +248,22 @@ def _check_extra(path: Path) -> None:
         raise InputError(f"{path.suffix} needs the extra `export`: run it with `uv run --extra export`")
 
 
-def _said(take: Take, motion: Motion, asked: Request, curves: Curves | None) -> list[str]:
-    lines = []
-    if asked.fps is not None and not math.isclose(asked.fps, motion.fps):
-        lines.append(f"retimed: {motion.n_frames} frames at {motion.fps:g} became {take.n_keys} at {take.fps:.6g}")
+def _notes(take: Take, motion: Motion, asked: Request, curves: Curves | None) -> list[str]:
+    notes = []
+    if not math.isclose(take.fps, motion.fps):
+        notes.append(f"retimed: {motion.n_frames} frames at {motion.fps:.6g} a second became {take.n_keys} keys")
     if asked.is_livelink and curves is not None:
-        lines.append(
+        notes.append(
             f"ARKit curves (basis: {curves.source}): points are off by {1000 * curves.total_residual_m:.2f} mm (root "
             "mean square); gaze, tongue and what else 68 points cannot see is 0"
         )
     if asked.key_error_mm:
-        lines.append(f"keys: left out where the face stays within {asked.key_error_mm:g} mm")
-    return lines
+        from common.export.keys import face_keys, head_keys
+
+        face, head = (len(kept(take, asked.key_error_mm / 1000)) for kept in (face_keys, head_keys))
+        notes.append(f"keys: {face} for the face and {head} for the head stay within {asked.key_error_mm:g} mm")
+    return notes
+
+
+def _size(path: Path) -> str:
+    return f"{path.stat().st_size / 1e6:.2f} MB"

@@ -29,7 +29,7 @@ from common.export.gltf_file import (
     extras,
     local_matrices,
 )
-from common.export.keys import face_keys, head_keys, point_keys
+from common.export.keys import face_keys, head_keys
 from common.export.morphs import MorphMesh
 from common.export.points import POINT_NAMES
 from common.export.take import Take, plain_header
@@ -142,7 +142,7 @@ def _document(take: Take, meshes: Sequence[MorphMesh], key_error_m: float) -> tu
     animation.add(binary, 0, "rotation", kept, quaternion, "VEC4")
     animation.add(binary, 0, "translation", kept, take.position, "VEC3")
     for node, mesh in enumerate(meshes, start=1):
-        animation.add(binary, node, "weights", _mesh_keys(take, mesh, key_error_m), mesh.weights, "SCALAR")
+        animation.add(binary, node, "weights", face_keys(take, key_error_m, [mesh]), mesh.weights, "SCALAR")
     head = {
         "name": "head",
         "rotation": quaternion[0].tolist(),
@@ -209,18 +209,6 @@ def _mesh(binary: _Binary, mesh: MorphMesh) -> dict[str, Any]:
 def _no_zeros(normals: np.ndarray) -> np.ndarray:
     """A vertex without a triangle has no normal, but glTF wants one: to the front."""
     return np.where(np.abs(normals).max(axis=1, keepdims=True) > 0, normals, [0.0, 0.0, 1.0])
-
-
-def _mesh_keys(take: Take, mesh: MorphMesh, key_error_m: float) -> np.ndarray:
-    """Kept keys of a mesh's weights: as the points need them, or so that no vertex of a dense mesh is further off.
-
-    A vertex moves by Σ Δw · target, whose length is at most that of the vector √K · Δw · (its greatest move).
-    """
-    if mesh.point_names or key_error_m == 0:
-        return face_keys(take, key_error_m)
-    greatest = np.linalg.norm(mesh.targets, axis=2).max(axis=1)  # [K]
-    bound = mesh.weights * greatest * np.sqrt(len(greatest))
-    return point_keys(bound[:, None], key_error_m / 2)
 
 
 def read(path: Path) -> Take:

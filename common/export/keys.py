@@ -7,24 +7,36 @@ of a posed point add up to no more than the whole, each track with keys of its o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from common.export.morphs import MorphMesh
 from common.export.take import Take
 
 MOST_TURN = np.cos(np.pi / 8)  # of a head where keys are left out: 45 degrees, as the cosine of half of that
 IsWithin = Callable[[int, int], bool]
 
 
-def face_keys(take: Take, error_m: float) -> np.ndarray:
+def face_keys(take: Take, error_m: float, meshes: Iterable[MorphMesh] = ()) -> np.ndarray:
     """Numbers of the keys that the face keeps, int64, rising, the first and the last among them.
 
-    Linear between them (and so linear in the weights of morph targets) no point is further than error_m / 2 from where
-    it is in the head's space. 0 keeps every key. Raises ValueError where error_m is negative or not finite.
+    Linear between them (and so linear in the weights of morph targets) no landmark, and no vertex of the meshes, is
+    further than error_m / 2 from where it is in the head's space. 0 keeps every key. Raises ValueError where error_m is
+    negative or not finite.
     """
-    return point_keys(take.points, error_m / 2)
+    tracks = [take.points]
+    for mesh in meshes:
+        if not mesh.point_names:
+            # A vertex moves by Σ Δw · target: at most the length of √K · Δw · (its farthest move).
+            farthest = np.linalg.norm(mesh.targets, axis=2).max(axis=1, initial=0)  # [K]
+            tracks.append((mesh.weights * farthest * np.sqrt(len(farthest)))[:, None])
+
+    def is_within(start: int, stop: int) -> bool:
+        return all(_is_within(track, start, stop, error_m / 2) for track in tracks)
+
+    return kept_keys(take.n_keys, error_m, is_within)
 
 
 def head_keys(take: Take, error_m: float) -> np.ndarray:
@@ -38,12 +50,7 @@ def head_keys(take: Take, error_m: float) -> np.ndarray:
 
 def point_keys(points: np.ndarray, error_m: float) -> np.ndarray:
     """Keys of points [T, N, 3] between which no point is further than the whole error_m from where it is."""
-
-    def is_within(start: int, stop: int) -> bool:
-        between = points[start + 1 : stop] - _lerp(points, start, stop)
-        return bool((np.einsum("tnc,tnc->tn", between, between) <= error_m**2).all())
-
-    return kept_keys(len(points), error_m, is_within)
+    return kept_keys(len(points), error_m, lambda start, stop: _is_within(points, start, stop, error_m))
 
 
 def kept_keys(n_keys: int, error: float, is_within: IsWithin) -> np.ndarray:
@@ -90,6 +97,12 @@ def _head_is_within(take: Take, error_m: float) -> IsWithin:
         return True
 
     return is_within
+
+
+def _is_within(points: np.ndarray, start: int, stop: int, error_m: float) -> bool:
+    """Whether points [T, N, D] are no further than error_m from the line between two keys."""
+    between = points[start + 1 : stop] - _lerp(points, start, stop)
+    return bool((np.einsum("tnc,tnc->tn", between, between) <= error_m**2).all())
 
 
 def _fraction(start: int, stop: int) -> np.ndarray:

@@ -37,7 +37,7 @@ _BONE_LENGTH_M = 0.1  # as Blender shows the joint, which knows no length: it wo
 def write(path: Path, take: Take, meshes: Sequence[MorphMesh], key_error_m: float = 0.0) -> None:
     """Write a stage, as text or binary by the suffix of `path`; a file that is there is written over.
 
-    meshes: one or more; key_error_m: keys are left out while that puts none of the 68 points off by more, 0 keeps all.
+    meshes: one or more; key_error_m: keys are left out while that puts no point off by more, 0 keeps all.
     Raises InputError where usd-core is missing or the file can't be written.
     """
     try:
@@ -64,7 +64,7 @@ def write(path: Path, take: Take, meshes: Sequence[MorphMesh], key_error_m: floa
     layer = stage.GetRootLayer()
     layer.documentation = "A face's performance, written by Duet"
     layer.customLayerData = {"duet": json.dumps(take.header(), ensure_ascii=False, separators=(",", ":"))}
-    _add_samples(layer, animation, take, weights, key_error_m)
+    _add_samples(layer, animation, take, meshes, weights, key_error_m)
     try:
         if not layer.Export(str(path)):
             raise InputError(f"{path} can't be written: make room or choose another place.")
@@ -125,7 +125,12 @@ def _mesh(stage: Usd.Stage, mesh: MorphMesh, names: Sequence[str], skeleton: Usd
 
 
 def _add_samples(
-    layer: Sdf.Layer, animation: UsdSkel.Animation, take: Take, weights: np.ndarray, key_error_m: float
+    layer: Sdf.Layer,
+    animation: UsdSkel.Animation,
+    take: Take,
+    meshes: Sequence[MorphMesh],
+    weights: np.ndarray,
+    key_error_m: float,
 ) -> None:
     """The keys of the head and of the blend shapes (weights: [T, K] float32), which may be different ones."""
     from pxr import Gf, Sdf, Vt
@@ -139,7 +144,7 @@ def _add_samples(
             x, y, z, w = quaternion[key]
             layer.SetTimeSample(rotations, key, Vt.QuatfArray([Gf.Quatf(w, x, y, z)]))
             layer.SetTimeSample(translations, key, Vt.Vec3fArray([Gf.Vec3f(*take.position[key].tolist())]))
-        for key in face_keys(take, key_error_m).tolist():
+        for key in face_keys(take, key_error_m, meshes).tolist():
             layer.SetTimeSample(shapes, key, Vt.FloatArray.FromNumpy(weights[key]))
 
 

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 
 from common.export.arkit import SEEN, closed_mouth, solve
+from common.export.keys import face_keys
 from common.export.morphs import EXACT_M, MorphMesh, landmark_mesh, model_mesh
 from common.export.points import POINT_NAMES
 from common.export.take import METRES_PER_UNIT, Take
@@ -166,3 +167,13 @@ def test_a_face_that_is_turned_a_little_moved_and_grown_is_the_same_person() -> 
 def test_a_model_without_triangles_is_refused() -> None:
     with pytest.raises(ValueError, match="no triangles"):
         model_mesh(smooth_take(2), FaceModel.builtin())
+
+
+@pytest.mark.parametrize("model", [statistical_model(), blend_shape_model()], ids=["statistical", "blend shapes"])
+def test_no_vertex_of_a_dense_mesh_is_further_off_than_stated_between_keys(model: FaceModel) -> None:
+    take, error_m = smooth_take(300, fps=200), 1e-3
+    mesh = model_mesh(take, model)
+    kept = face_keys(take, error_m, [mesh])
+    assert len(kept) < 200
+    between = np.stack([np.interp(np.arange(300), kept, column[kept]) for column in mesh.weights.T], axis=1)
+    assert off_m(shapes(replace(mesh, weights=between)), shapes(mesh)) <= error_m / 2
