@@ -5,9 +5,9 @@ the geometry of a face. Millimetres are those of a face whose eye centres are 63
 Movements are listed for the person's left (x > 0) and mirrored for the right, so the basis is symmetric by construction
 and that of a mirrored face is the mirrored basis.
 
-Amplitudes are what people can do: the jaw turns by 25 degrees (the lower teeth go down by some 30 mm, of 40 to 50 mm
-that a mouth opens at most), it slides by 8 mm forward or to a side (Okeson, Management of Temporomandibular Disorders:
-7 to 11 mm), the corner of the mouth goes by 14 mm in a full smile, brows go up by 9 mm, lids meet.
+Amplitudes are what people can do: the jaw turns by 25 degrees, of the 33 that open a mouth by some 50 mm (Ferrario et
+al. 2005, Archives of Oral Biology), and slides by 8 mm forward or to a side; a smile takes the corner of the mouth out
+and up alike (Tarantili et al. 2005, AJODO), here by 9 mm each; brows go up by 9 mm; lids meet.
 
 The jaw line is a trap: trackers see the skin of the chin follow the jaw by less than half. In tracks of speech
 (regression on the mouth's opening, six people) the chin goes down by 0.42 of what the lower lip does; `_JAW_LINE` holds

@@ -4,10 +4,10 @@ As the app's recordings have it and Unreal's LiveLinkFaceImporter reads it: the 
 cell counts the 61 that follow, a row with an empty cell ends the import. Timecodes are hours:minutes:seconds:frames,
 and those frames are sixtieths of a second with three decimals whatever the rate. Values have ten decimals.
 
-Angles are radians. For the eyes the recordings show their signs (looking to the left is negative, down positive); gaze
-is 0 here. For the head nobody documents them, and public recordings hold zeros. What is written is how three projects
-by different people, who fed MetaHumans or were fed by the app, turn a head (R = Rz(roll) Ry(yaw) Rx(-pitch)): positive
-is the face turned to the person's left, up, and the head tipped to the person's right.
+Angles are radians, those of Unreal's FRotator of ARKit's rotation, R = Ry(-yaw) Rx(pitch) Rz(-roll): positive is turned
+to the person's right, down, and tipped to the person's left. For the eyes public recordings show it (beside
+EyeLookOutLeft yaw is negative, beside EyeLookDown pitch positive, and rolls fit); gaze is 0 here. For the head it is
+taken over from them: nobody documents it, and those recordings hold zeros.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import re
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from common.export.arkit import CURVES, Curves
 from common.export.take import Take
-from common.export.turns import euler_deg
+from common.face.rotations import euler_rad
 
 TURNS = ("HeadYaw", "HeadPitch", "HeadRoll")
 GAZE = ("LeftEyeYaw", "LeftEyePitch", "LeftEyeRoll", "RightEyeYaw", "RightEyePitch", "RightEyeRoll")
@@ -32,12 +33,17 @@ _NAME = re.compile(r".+_\d+_.+", re.DOTALL)
 
 def write(path: Path, take: Take, curves: Curves) -> None:
     """Write a take's curves; the head's place and what the curves leave over are not in this format."""
-    pitch, yaw, roll = np.radians(euler_deg(take.rotation)).T
     gaze = np.zeros((take.n_keys, len(GAZE)))
-    cells = np.round(np.column_stack([curves.values, yaw, -pitch, roll, gaze]), 10) + 0.0  # no minus before a zero
+    cells = np.round(np.column_stack([curves.values, turns_rad(take.rotation), gaze]), 10) + 0.0  # no minus before 0
     with path.open("w", encoding="ascii", newline="") as file:
         file.write(",".join(("Timecode", "BlendShapeCount", *COLUMNS)) + "\n")
         file.writelines(_ROW % (timecode(time_s), *row) for time_s, row in zip(take.time_s, cells, strict=True))
+
+
+def turns_rad(rotation: np.ndarray) -> np.ndarray:
+    """Yaw, pitch and roll [T, 3] of rotations [T, 3, 3], without leaps of whole turns."""
+    angles = euler_rad(torch.from_numpy(np.ascontiguousarray(rotation)), "YXZ").numpy()
+    return np.unwrap(angles, axis=0) * [-1, 1, -1]
 
 
 def timecode(time_s: float) -> str:

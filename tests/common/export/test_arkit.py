@@ -113,8 +113,6 @@ def test_a_face_at_rest_has_all_curves_at_zero() -> None:
 
 @pytest.mark.parametrize("name", SEEN)
 def test_a_curve_that_is_played_is_the_strongest_found(name: str) -> None:
-    if name == "mouthClose":  # it is nothing without the jaw
-        pytest.skip("lips that close although the jaw is closed: another test")
     curves = solve(_played(_alone(name, 0.7)))
     found = curves.values.mean(axis=0)
     assert CURVES[int(found.argmax())] == name

@@ -70,7 +70,7 @@ def test_timecodes_rise_from_key_to_key(fps: float, k: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("axis", "column", "sign"), [("y", "HeadYaw", 1), ("x", "HeadPitch", -1), ("z", "HeadRoll", 1)]
+    ("axis", "column", "sign"), [("y", "HeadYaw", -1), ("x", "HeadPitch", 1), ("z", "HeadRoll", -1)]
 )
 def test_a_turn_about_one_axis_is_in_one_column(tmp_path: Path, axis: str, column: str, sign: int) -> None:
     rotation = Rotation.from_euler(axis, [[0.3], [-0.2]]).as_matrix()
@@ -78,6 +78,26 @@ def test_a_turn_about_one_axis_is_in_one_column(tmp_path: Path, axis: str, colum
     for name in (*livelink.TURNS, *livelink.GAZE):
         wanted = [0.3 * sign, -0.2 * sign] if name == column else [0, 0]
         np.testing.assert_allclose([float(row[name]) for row in rows], wanted, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "recorded", [(-0.25831, -0.13067, 0.03356), (0.13526, -0.24305, -0.03342), (-0.35968, -0.17415, 0.06184)]
+)
+def test_angles_are_those_of_recorded_eyes(recorded: tuple[float, float, float]) -> None:
+    """Eyes of a public recording turn about two axes, first the face's y, then its x: their roll follows, to 5 %."""
+    pitch = np.arctan2(np.tan(recorded[1]), np.cos(recorded[0]))
+    yaw = np.arcsin(np.sin(recorded[0]) * np.cos(recorded[1]))
+    found = livelink.turns_rad(Rotation.from_euler("yx", [[-yaw, pitch]]).as_matrix())[0]
+    np.testing.assert_allclose(found[:2], recorded[:2], atol=1e-5)
+    np.testing.assert_allclose(found[2], recorded[2], rtol=0.06)
+
+
+@given(take=takes(most_keys=10))
+@settings(max_examples=20, deadline=None)
+def test_the_angles_give_the_rotation_back(take: Take) -> None:
+    yaw, pitch, roll = livelink.turns_rad(take.rotation).T
+    back = Rotation.from_euler("YXZ", np.column_stack([-yaw, pitch, -roll])).as_matrix()
+    np.testing.assert_allclose(back, take.rotation, atol=1e-6)
 
 
 @pytest.mark.parametrize("stem", ["MySlate_1_iPhone", "a_12_b_c", "my_slate_3_duet"])
