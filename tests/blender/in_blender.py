@@ -77,11 +77,12 @@ def scene_found() -> dict[str, Any]:
 
 
 def face_found(frames: list[float]) -> dict[str, Any]:
-    """Positions of the points, and a curve as a face of the user's own follows it."""
-    mesh = face()
+    """Positions of the points, of a dense mesh beside them, and a curve as a face of the user's own follows it."""
+    mesh, dense = face(), [each for each in meshes() if len(each.data.vertices) > 68]
     own = face_of_ones_own(mesh)
     return {
         "positions_m": np.stack([positions(mesh, frame) for frame in frames]),  # [F, V, 3]
+        "dense_m": np.array([[positions(each, frame) for frame in frames] for each in dense]),  # [meshes, F, V, 3]
         "point_names": np.array(mesh.data.get("point_names", "").split(), str),  # from glTF's extras
         "jaw_open": np.array([weight(mesh, "jawOpen", frame) for frame in frames]),
         "own_jaw_open": np.array([weight(own, "jawOpen", frame) for frame in frames]),
@@ -90,8 +91,11 @@ def face_found(frames: list[float]) -> dict[str, Any]:
 
 def face() -> Any:
     """The mesh of the landmarks, or the only one."""
-    meshes = [each for each in bpy.context.scene.objects if each.type == "MESH"]
-    return next((each for each in meshes if len(each.data.vertices) == 68), meshes[0])
+    return next((each for each in meshes() if len(each.data.vertices) == 68), meshes()[0])
+
+
+def meshes() -> list[Any]:
+    return [each for each in bpy.context.scene.objects if each.type == "MESH"]
 
 
 def positions(mesh: Any, frame: float) -> np.ndarray:

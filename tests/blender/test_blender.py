@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from common.export import formats, gltf
+from common.export import formats, gltf, usd
+from common.export.morphs import landmark_mesh
 from common.export.points import POINT_NAMES
 from common.export.take import Take
 from common.media import read_picture
 from tests.common.export.takes import RATES, smooth_take
+from tests.common.export.test_gltf import dense_mesh
 
 pytestmark = pytest.mark.tools
 
@@ -71,6 +73,18 @@ def test_named_points_are_where_the_take_has_them(tmp_path: Path, suffix: str) -
     assert found["positions_m"].shape == (len(frames), len(POINT_NAMES), 3)
     if suffix == ".glb":  # USD's custom data stays outside of Blender, its points come in the same order
         assert found["point_names"].tolist() == list(POINT_NAMES)
+    np.testing.assert_allclose(found["positions_m"], blenders(take.posed[frames]), atol=CLOSE_M)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_dense_mesh_moves_beside_the_points(tmp_path: Path, suffix: str) -> None:
+    take, sheet, path, frames = smooth_take(30), dense_mesh(30), tmp_path / f"take{suffix}", [0, 7, 29]
+    landmarks = landmark_mesh(take, formats.curves_of(take))
+    (gltf if suffix == ".glb" else usd).write(path, take, [landmarks, sheet])
+    (found,) = in_blender(job(path, frames, take.fps))
+    frontal = sheet.points + np.einsum("tk,kvc->tvc", sheet.weights, sheet.targets)
+    posed = frontal @ take.rotation.swapaxes(-1, -2) + take.position[:, None]
+    np.testing.assert_allclose(found["dense_m"][0], blenders(posed[frames]), atol=CLOSE_M)
     np.testing.assert_allclose(found["positions_m"], blenders(take.posed[frames]), atol=CLOSE_M)
 
 
