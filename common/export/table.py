@@ -74,7 +74,7 @@ def read_csv(path: Path) -> Take:
         header, names, delimiter = _csv_head(file)
         wanted = [*HEAD_COLUMNS, *FRONTAL_COLUMNS]
         if missing := [name for name in wanted if name not in names]:
-            raise ValueError(f"it has no column {missing[0]}, nor {len(missing) - 1} more of {len(wanted)}")
+            raise ValueError(f"it lacks {len(missing)} of {len(wanted)} columns, {missing[0]} the first")
         wanted += ["time_s"] * ("time_s" in names)
         columns = [names.index(name) for name in wanted]
         if (first := _skip_blank(file)) is None:
