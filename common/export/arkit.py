@@ -135,7 +135,7 @@ def ict_basis(model: FaceModel, neutral: np.ndarray) -> dict[str, np.ndarray]:
         merged = ict.removesuffix("_L").removesuffix("_R")
         name = merged if merged in CURVES else ict.replace("_L", "Left").replace("_R", "Right")
         found[name] = found.get(name, 0) + direction
-    missing = [name for name in SEEN if name not in found]
+    missing = [name for name in SEEN if not np.any(found.get(name, 0))]
     if missing:
         raise ValueError(f"ARKit's curves need ICT-FaceKit's expressions, and {model.name} has no {missing[0]}")
     return {name: (found[name] + mirror(found[other_side(name)])) / 2 for name in SEEN}
@@ -176,7 +176,7 @@ def _bounded(basis: np.ndarray, moves: np.ndarray, fps: float) -> np.ndarray:
 
 
 def _weights() -> np.ndarray:
-    """[204, 204], symmetric: the length of a displacement [68, 3] by this is what it costs to leave it unexplained."""
+    """[204, 204]: what a displacement [68, 3] costs that is left unexplained is the length of its row by this."""
     root = np.ones((68, 3))
     root[list(JAW)] *= np.sqrt(_JAW_LINE_WEIGHT)
     root[list(LIDS)] *= np.sqrt(_LID_WEIGHT)
