@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from common.export.arkit_basis import eye_distance, landmark_basis, mirror, other_side
+from common.export.arkit_basis import UPPER_LID_SHARE, eye_distance, landmark_basis, mirror, other_side
 from common.export.take import Take
-from common.face.model import JAW, LIDS, LIPS, FaceModel
+from common.face.model import JAW, LID_PAIRS, LIDS, LIPS, FaceModel
 from common.face.mouth import closed, opening_direction
 
 # In Apple's capture order: that of the columns of Live Link Face's recordings.
@@ -40,7 +40,8 @@ UNSEEN = frozenset(
 SEEN = tuple(name for name in CURVES if name not in UNSEEN)
 
 _DEPTH_WEIGHT = 0.25  # of a squared residual beside that of x or y: monocular depth is noisier
-_SLIDE_WEIGHT = 0.05  # of the lower face as a whole going up, down or forward: mostly the head's pose, off by a degree
+_POSE_WEIGHT = 0.05  # of the lower face as a whole going up, down or forward: mostly the head's pose, off by a degree
+_ASKEW_WEIGHT = 0.3  # of both lids going up or down other than in a blink: pose again, or a look up or down
 _JAW_LINE_WEIGHT = 0.25  # of the chin and cheeks beside the lips: trackers let them slide
 _LID_WEIGHT = 4.0  # eight points that move little and are tracked well
 # Penalties of a curve that moves the points by _TYPICAL_M in all (root of the sum of squares). Those that move them
@@ -182,9 +183,25 @@ def _weights() -> np.ndarray:
     root[list(LIDS)] *= np.sqrt(_LID_WEIGHT)
     root[:, 2] *= np.sqrt(_DEPTH_WEIGHT)
     weigh = np.diag(root.ravel())
+    for slide, weight in _slides():
+        slide = (slide * root).ravel() / np.linalg.norm(slide * root)
+        weigh -= (1 - np.sqrt(weight)) * np.outer(slide, slide) @ weigh
+    return weigh.T
+
+
+def _slides() -> list[tuple[np.ndarray, float]]:
+    """Displacements [68, 3] that are seldom an expression, no two of the same points and axis, and what they weigh.
+
+    Of any length. That of an eye's lids, at a right angle to a blink, would be a wide and a squinted eye at once.
+    """
+    lower_face, slides = [*JAW[4:13], *LIPS], []
     for axis in (1, 2):
         slide = np.zeros((68, 3))
-        slide[[*JAW[4:13], *LIPS], axis] = 1
-        slide = (slide * root).ravel() / np.linalg.norm(slide * root)
-        weigh -= (1 - np.sqrt(_SLIDE_WEIGHT)) * np.outer(slide, slide) @ weigh
-    return weigh.T
+        slide[lower_face, axis] = 1
+        slides.append((slide, _POSE_WEIGHT))
+    for pairs in (LID_PAIRS[:2], LID_PAIRS[2:]):
+        slide = np.zeros((68, 3))
+        for upper, lower in pairs:
+            slide[upper, 1], slide[lower, 1] = 1 - UPPER_LID_SHARE, UPPER_LID_SHARE
+        slides.append((slide, _ASKEW_WEIGHT))
+    return slides
