@@ -28,11 +28,22 @@ CLOSE_M = 1e-4
 SUFFIXES = [".glb", ".usda"]
 
 
-def run(script: str, *arguments: str) -> None:
+def with_blender(*arguments: str) -> subprocess.CompletedProcess[str]:
     # Compiling all of Blender's own add-ons would take longer than the tests do.
     environment = {name: value for name, value in os.environ.items() if name != "UV_COMPILE_BYTECODE"}
-    command = [*PYTHON, str(HERE / script), *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run([*PYTHON, *arguments], env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def blender() -> None:
+    """Skips where Blender itself can't be had or started: without network, or without a screen's libraries."""
+    done = with_blender("-c", "import bpy")
+    if done.returncode != 0:
+        pytest.skip(f"no Blender here: {done.stderr.strip().splitlines()[-1]}")
+
+
+def run(script: str, *arguments: str) -> None:
+    done = with_blender(str(HERE / script), *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
