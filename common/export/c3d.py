@@ -14,7 +14,6 @@ import os
 import subprocess
 import sys
 import zipfile
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +41,7 @@ _PROCESSORS = (84, 85, 86)  # Intel, DEC, MIPS
 
 
 def write(path: Path, take: Take) -> None:
-    """Raises InputError where ezc3d isn't there or the take is longer than the format allows."""
-    _check_library()
+    """Raises InputError where the take is longer than the format allows."""
     import ezc3d
 
     if take.n_keys > MOST_FRAMES:
@@ -84,7 +82,6 @@ def read(path: Path) -> Take:
     where they are gone, or the file has other axes than ours, it follows from the points that move with the skull.
     """
     check_input(path, "C3D file")
-    _check_library()
     try:
         take = _take(_content(path))
         take.motion()
@@ -203,8 +200,3 @@ def _header_lines(take: Take) -> list[str]:
 
 def _packed(header: dict[str, Any]) -> str:
     return json.dumps(header, separators=(",", ":")).replace(" ", "\\u0020")
-
-
-def _check_library() -> None:
-    if find_spec("ezc3d") is None:
-        raise InputError("C3D needs the extra `export`: run it with `uv run --extra export`.")

@@ -38,12 +38,9 @@ def write(path: Path, take: Take, meshes: Sequence[MorphMesh], key_error_m: floa
     """Write a stage, as text or binary by the suffix of `path`; a file that is there is written over.
 
     meshes: one or more; key_error_m: keys are left out while that puts no point off by more, 0 keeps all.
-    Raises InputError where usd-core is missing or the file can't be written.
+    Raises InputError where the file can't be written.
     """
-    try:
-        from pxr import Tf, Usd, UsdGeom, UsdSkel, Vt
-    except ImportError as error:
-        raise InputError(f"{path.suffix} needs the extra `export`: uv run --extra export ...") from error
+    from pxr import Tf, Usd, UsdGeom, UsdSkel, Vt
 
     stage = Usd.Stage.CreateInMemory()
     UsdGeom.SetStageUpAxis(stage, UsdGeom.Tokens.y)

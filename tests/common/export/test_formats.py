@@ -123,6 +123,18 @@ def test_what_does_not_go_together_is_one_sentence(
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("name", "module"), [("a.usda", "pxr"), ("a.usdc", "pxr"), ("a.c3d", "ezc3d")])
+def test_without_its_library_the_extra_is_named_before_any_work(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, module: str
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(InputError, match="extra `export`"):
+        formats.request([tmp_path / name])
+    if Path(name).suffix in formats.READ:
+        with pytest.raises(InputError, match="extra `export`"):
+            formats.read(exported / f"take{Path(name).suffix}")
+
+
 def test_what_does_not_come_back_says_so(exported: Path) -> None:
     for name in ("take.usda", "take.bvh"):
         with pytest.raises(InputError, match=f"{name} doesn't come back as a Motion: give one that ends in .npz, .csv"):

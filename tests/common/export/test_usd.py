@@ -1,7 +1,6 @@
 """USD as usd-core itself reads it: UsdSkel moves the points, UsdValidation finds nothing to say."""
 
 import json
-import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -224,10 +223,3 @@ def test_place_that_cannot_be_written_is_refused_with_a_sentence(tmp_path: Path)
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(InputError, match="can't be written"):
         usd.write(tmp_path / "file" / "take.usda", take, [mesh_of(take)])
-
-
-def test_without_usd_core_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pxr", None)
-    take = smooth_take(2)
-    with pytest.raises(InputError, match="--extra export"):
-        usd.write(tmp_path / "take.usda", take, [mesh_of(take)])
