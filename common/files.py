@@ -6,9 +6,13 @@ media, Ogg pages, MP3's Xing header, Matroska), never estimates; "unknown", as p
 as whole.
 """
 
+import csv
 import os
 import secrets
 import struct
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +24,24 @@ SLACK_BYTES = 4096  # writers of these formats miscount by a few bytes; 4 KiB of
 UNKNOWN_FROM = 0x7FFF_0000  # pipes write 0xFFFFFFFF (ffmpeg) or about 0x7FFFFFFF (sox, espeak-ng) for "unknown"
 OGG_PAGE_MAX = 65307  # bytes: 27 + 255 + 255 * 255
 MATROSKA_SEGMENT = 0x18538067
+# What json, csv, zipfile, numpy, scipy and the operating system raise on damaged files, and our own ValueErrors.
+UNREADABLE = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    OSError,
+    EOFError,
+    MemoryError,
+    RuntimeError,
+    SyntaxError,
+    struct.error,
+    csv.Error,
+    zipfile.BadZipFile,
+    zlib.error,
+    tokenize.TokenError,  # from numpy's header parser
+)
 
 
 def check_input(path: Path, what: str) -> None:
@@ -35,6 +57,20 @@ def check_input(path: Path, what: str) -> None:
         raise InputError(f"{path} may not be read: change its permissions, or give another {what}.")
     if size == 0:
         raise InputError(f"{path} is an empty file: give another {what}, or copy this one again.")
+
+
+@contextmanager
+def reading(path: Path, what: str, remedy: str = "export it again") -> Iterator[None]:
+    """Raise InputError where there is no such file, or, naming it, for whatever the block raises on its content."""
+    check_input(path, what)
+    try:
+        yield
+    except InputError:
+        raise
+    except UNREADABLE as error:
+        reason = " ".join(str(error).split()).rstrip(".")[:300] or type(error).__name__
+        lacks = "it lacks " if isinstance(error, KeyError) else ""
+        raise InputError(f"{path} is not a usable {what} ({lacks}{reason}): {remedy}.") from error
 
 
 def check_whole(path: Path) -> None:

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import io
 import json
-import tokenize
 import zipfile
-import zlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,10 +21,9 @@ import torch
 from scipy.interpolate import make_interp_spline
 from torch import Tensor
 
-from common.errors import InputError
 from common.face.model import CONVENTION, N_POINTS
 from common.face.pos import Pose, flip_image
-from common.files import atomic_path, check_input
+from common.files import atomic_path, reading
 
 _MAX_BYTES = 2 << 30  # of one array, unpacked: 14 days of landmarks; a bigger claim is a broken or hostile file
 _MAX_TEXT = 1 << 20
@@ -131,36 +128,14 @@ class Motion:
     @staticmethod
     def load(path: Path) -> Motion:
         """Read what `save` wrote, or anyone who keeps to the format; raises InputError that names the file."""
-        check_input(path, "motion file")
-        try:
-            with zipfile.ZipFile(path) as archive:
-                return _from_arrays(_read_arrays(archive))
-        except _UNREADABLE as error:
-            reason = str(error).strip().rstrip(".").replace("\n", " ") or type(error).__name__
-            raise InputError(f"{path} is not a usable motion file ({reason}): make it again.") from error
+        with reading(path, "motion file", "make it again"), zipfile.ZipFile(path) as archive:
+            return _from_arrays(_read_arrays(archive))
 
 
 _REQUIRED = ("landmarks", "mean_landmarks", "scale", "rotation", "translation", "fps", "image_size")
 _TEXTS = ("model", "convention", "provenance")
 _REFERENCE = ("reference_landmarks", "reference_scale", "reference_rotation", "reference_translation")
 _KEYS = {*_REQUIRED, *_TEXTS, *_REFERENCE}
-# What zipfile, zlib and numpy raise on damaged files, and our own ValueErrors.
-_UNREADABLE = (
-    ValueError,
-    KeyError,
-    TypeError,
-    OSError,
-    EOFError,
-    MemoryError,
-    NotImplementedError,
-    RuntimeError,
-    RecursionError,
-    OverflowError,
-    SyntaxError,
-    zipfile.BadZipFile,
-    zlib.error,
-    tokenize.TokenError,  # from numpy's header parser
-)
 
 
 def _read_arrays(archive: zipfile.ZipFile) -> dict[str, np.ndarray]:

@@ -25,7 +25,7 @@ from common.export.points import POINT_NAMES
 from common.export.take import Take, plain_header
 from common.export.turns import euler_deg, from_euler_deg
 from common.face.model import RIGID
-from common.files import check_input
+from common.files import reading
 
 MM_PER_M = 1000.0
 MOST_FRAMES = 65_535  # the header's 16 bits; more is possible by conventions that few tools know
@@ -81,17 +81,8 @@ def read(path: Path) -> Take:
     Markers count, found by name, in any unit and order, also as "subject:lip_48". The head is that of the channels;
     where they are gone, or the file has other axes than ours, it follows from the points that move with the skull.
     """
-    check_input(path, "C3D file")
-    try:
-        take = _take(_content(path))
-        take.motion()
-    except (ValueError, KeyError, IndexError, TypeError, ArithmeticError, RecursionError) as error:
-        if isinstance(error, InputError):
-            raise
-        what = f"it lacks {error}" if isinstance(error, KeyError) else str(error).strip().rstrip(".")
-        reason = what.replace("\n", " ")[:300] or type(error).__name__
-        raise InputError(f"{path} is not a usable C3D file ({reason}): export it again.") from error
-    return take
+    with reading(path, "C3D file"):
+        return _take(_content(path))
 
 
 def aligned(posed: np.ndarray, face: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

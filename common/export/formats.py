@@ -154,13 +154,7 @@ def read(path: Path) -> Motion:
         from common.motion import Motion
 
         return Motion.load(path)
-    check_input(path, "motion file")
-    try:
-        return _read(path, suffix).motion()
-    except InputError:
-        raise
-    except ValueError as error:
-        raise InputError(f"{path} is not a usable motion file ({error}): export it again.") from error
+    return _read(path, suffix).motion()
 
 
 def _read(path: Path, suffix: str) -> Take:
@@ -181,6 +175,7 @@ def _read(path: Path, suffix: str) -> Take:
         from common.export import gltf
 
         return gltf.read(path)
+    check_input(path, "motion file")
     what = "doesn't come back as a Motion" if suffix in WRITTEN else "is no motion file"
     raise InputError(f"{path} {what}: give one that ends in {', '.join(READ)}.")
 

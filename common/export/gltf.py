@@ -22,7 +22,6 @@ from common.export.gltf_file import (
     BINARY_CHUNK,
     JSON_CHUNK,
     MAGIC,
-    UNREADABLE,
     GltfFile,
     Sampler,
     evaluate,
@@ -35,7 +34,7 @@ from common.export.points import POINT_NAMES
 from common.export.take import Take, plain_header
 from common.face.mesh import vertex_normals
 from common.face.model import N_POINTS
-from common.files import check_input
+from common.files import reading
 
 HEADER, NAMES = "duet_take", "point_names"  # in extras
 _USHORT, _UINT, _FLOAT = 5123, 5125, 5126
@@ -64,7 +63,7 @@ _SKIN = {
 def write(path: Path, take: Take, meshes: Sequence[MorphMesh], key_error_m: float = 0.0) -> None:
     """Write a .glb of the take's head and meshes, key k at k / fps seconds.
 
-    key_error_m: how far any point may be off between keys that are left out; 0 leaves none out. Raises ValueError
+    key_error_m: how far any point may be off between keys that are left out; 0 leaves none out. Raises InputError
     where the take is more than the format can hold: 4 GiB, or times that float32 can't tell apart.
     """
     document, binary = _document(take, meshes, key_error_m)
@@ -72,7 +71,9 @@ def write(path: Path, take: Take, meshes: Sequence[MorphMesh], key_error_m: floa
     text += b" " * (-len(text) % 4)
     n_bytes = 12 + 8 + len(text) + 8 + binary.n_bytes
     if n_bytes >= 1 << 32:
-        raise ValueError(f"a .glb holds less than 4 GiB, this take needs {n_bytes / 2**30:.1f}")
+        raise InputError(
+            f"A .glb holds less than 4 GiB, this take needs {n_bytes / 2**30:.1f}: cut the speech into parts."
+        )
     with path.open("wb") as file:
         file.write(struct.pack("<4sII", MAGIC, 2, n_bytes))
         file.write(struct.pack("<I4s", len(text), JSON_CHUNK) + text)
@@ -177,7 +178,10 @@ class _Animation:
 
     def __post_init__(self) -> None:
         if not (np.diff(self.time_s.astype(np.float32)) > 0).all():
-            raise ValueError(f"glTF's times can't tell the keys of a take of {self.time_s[-1]:.0f} s apart: cut it")
+            raise InputError(
+                f"glTF's times can't tell the keys of a take of {self.time_s[-1]:.0f} s apart: cut the speech into "
+                "parts, or choose a lower --fps."
+            )
 
     def add(self, binary: _Binary, node: int, path: str, kept: np.ndarray, values: np.ndarray, kind: str) -> None:
         """A channel that holds the kept keys of values [T, ...] and is linear between them."""
@@ -219,15 +223,8 @@ def read(path: Path) -> Take:
     the file says. The rate is the one in the header if the keys lie on it, else that of the keys; a file without a
     header is a face of nobody in particular (`plain_header`). Raises InputError that names the file.
     """
-    check_input(path, "glTF file")
-    try:
+    with reading(path, "glTF file", "export it again, with the face's 68 points"):
         return _take(GltfFile.load(path))
-    except UNREADABLE as error:
-        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        reason = f"it lacks {reason}" if isinstance(error, KeyError) else reason
-        raise InputError(
-            f"{path} is not a usable glTF file ({reason[:200]}): export it again, with the face's 68 points."
-        ) from error
 
 
 def _take(file: GltfFile) -> Take:

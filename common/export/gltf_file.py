@@ -1,13 +1,12 @@
 """What a glTF 2.0 file says: its accessors as arrays, its nodes and their weights at any time.
 
 Binary (.glb) or text (.gltf) with its buffers inside or beside it. Everything that a file claims is held against its
-bytes before it is believed; what doesn't fit raises one of `UNREADABLE`.
+bytes before it is believed; what doesn't fit raises one of `common.files.UNREADABLE`.
 """
 
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import struct
 from collections.abc import Iterator
@@ -20,20 +19,6 @@ import numpy as np
 from scipy.spatial.transform import Rotation, Slerp
 
 MAGIC, JSON_CHUNK, BINARY_CHUNK = b"glTF", b"JSON", b"BIN\0"
-# What json, numpy, scipy and the operating system raise on damaged files, and our own ValueErrors.
-UNREADABLE = (
-    ValueError,
-    KeyError,
-    IndexError,
-    TypeError,
-    AttributeError,
-    OverflowError,
-    RecursionError,
-    MemoryError,
-    OSError,
-    struct.error,
-    binascii.Error,
-)
 _MOST_BYTES = 1 << 30
 _MOST_ZEROS = 1 << 20  # elements of a sparse accessor, which may claim any number without bytes for them
 _MOST_NODES_UP = 256

@@ -12,20 +12,19 @@ import csv
 import json
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from common.errors import InputError
 from common.export.points import POINT_NAMES
 from common.export.take import Take, plain_header
 from common.export.turns import TURNS, euler_deg, from_euler_deg
 from common.face.model import N_POINTS
-from common.files import check_input
+from common.files import reading
 
+WHAT = "landmark file"
 FORMAT = "duet landmarks 1"
 UNITS = "metres, seconds"
 AXES = "right-handed: x to the picture's right (the person's left), y up, z towards the camera, where a face looks"
@@ -38,17 +37,6 @@ FRONTAL_COLUMNS, POSED_COLUMNS = (
 _MAX_BYTES = 2 << 30  # five hours of either text at 25 keys a second; a larger file is something else
 _MAX_LINE = 1 << 20  # characters of a header's line
 _RATE_SLACK = 1e-3  # by which time_s, in microseconds, may miss the rate that a header states
-_UNREADABLE = (
-    ValueError,
-    KeyError,
-    TypeError,
-    IndexError,
-    OverflowError,
-    OSError,
-    RecursionError,
-    MemoryError,
-    csv.Error,
-)
 
 
 def write_csv(path: Path, take: Take) -> None:
@@ -70,7 +58,8 @@ def read_csv(path: Path) -> Take:
     Columns are found by their names, in any order; those of posed points, and `frame`, are not read. Where the comments
     are gone the face is nobody's (`plain_header`). Commas, semicolons or tabs between cells.
     """
-    with _reading(path), path.open(encoding="utf-8-sig", newline="") as file:
+    with reading(path, WHAT), path.open(encoding="utf-8-sig", newline="") as file:
+        _check_size(path)
         header, names, delimiter = _csv_head(file)
         wanted = [*HEAD_COLUMNS, *FRONTAL_COLUMNS]
         if missing := [name for name in wanted if name not in names]:
@@ -108,7 +97,8 @@ def read_json(path: Path) -> Take:
 
     Of a key `position`, `rotation` (x, y, z, w, of any length) and `frontal` count, and `time_s` where it is there.
     """
-    with _reading(path):
+    with reading(path, WHAT):
+        _check_size(path)
         content = json.loads(path.read_text("utf-8-sig"), object_hook=_packed)
         keys = content["keys"]
         if not isinstance(keys, list) or not keys:
@@ -142,18 +132,9 @@ def _description() -> dict[str, str]:
     return {"format": FORMAT, "units": UNITS, "axes": AXES, "turns": TURNS}
 
 
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Whatever a file of any content may raise, as one sentence that names it."""
-    check_input(path, "landmark file")
+def _check_size(path: Path) -> None:
     if path.stat().st_size > _MAX_BYTES:
-        raise InputError(f"{path} is larger than {_MAX_BYTES >> 30} GiB: give a shorter take.")
-    try:
-        yield
-    except _UNREADABLE as error:
-        what = f"it lacks {error}" if isinstance(error, KeyError) else str(error).strip().rstrip(".")
-        reason = what.replace("\n", " ")[:300] or type(error).__name__
-        raise InputError(f"{path} is not a usable landmark file ({reason}): export it again.") from error
+        raise ValueError(f"it is larger than {_MAX_BYTES >> 30} GiB")
 
 
 def _csv_head(file: TextIO) -> tuple[dict[str, Any] | None, list[str], str]:
@@ -205,12 +186,10 @@ def _take(
     rotation: np.ndarray,
     position: np.ndarray,
 ) -> Take:
-    """A take that is one; raises what `Take.of_header` and `Take.motion` raise."""
+    """Raises what `Take.of_header` raises, and ValueError where times are no rate."""
     header = dict(plain_header(_rate(time_s, None)) if header is None else header)
     header["fps"] = _rate(time_s, float(header["fps"]))
-    take = Take.of_header(header, points, rotation, position)
-    take.motion()
-    return take
+    return Take.of_header(header, points, rotation, position)
 
 
 def _rate(time_s: np.ndarray | None, stated_fps: float | None) -> float:

@@ -181,9 +181,11 @@ class Take:
 
     @staticmethod
     def of_header(header: dict[str, Any], points: np.ndarray, rotation: np.ndarray, position: np.ndarray) -> Take:
-        """`header` and the keys; raises ValueError, KeyError or TypeError where it isn't one."""
+        """`header` and the keys, a Motion; raises ValueError, KeyError or TypeError where they aren't that."""
         try:
-            return Take._of_header(header, points, rotation, position)
+            take = Take._of_header(header, points, rotation, position)
+            take.motion()
+            return take
         except OverflowError as error:  # JSON has numbers of any size
             raise ValueError(f"it holds a number that is none of a take's ({error})") from error
 
