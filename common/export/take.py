@@ -21,7 +21,6 @@ import torch
 from scipy.interpolate import make_interp_spline
 from scipy.spatial.transform import Rotation, Slerp
 
-from common.face.model import CONVENTION
 from common.face.pos import Pose
 from common.face.published.assemble import METRES_PER_UNIT  # of every face model, the built-in one too
 from common.motion import Motion, Reference
@@ -222,26 +221,17 @@ class Take:
 
 
 def plain_header(fps: float) -> dict[str, Any]:
-    """The header of a take that comes without one, from somebody's tool: the built-in model's mean face, seen whole."""
+    """The header of a take that comes without one, from somebody's tool: the built-in model's mean face, seen whole.
+
+    Raises ValueError where a Motion can't have that rate.
+    """
     from common.face.framing import ReferencePicture
     from common.face.model import FaceModel
 
     model = FaceModel.builtin()
     nobody = ReferencePicture.mean(model)
-    return {
-        "fps": fps,
-        "model": model.name,
-        "convention": CONVENTION,
-        "camera": {
-            "image_size": list(nobody.size),
-            "distance_m": CAMERA_DISTANCE_M,
-            "pixels_per_m": float(nobody.pose.scale) / METRES_PER_UNIT,
-            "origin_px": nobody.pose.translation.tolist(),
-        },
-        "mean_m": (_array(model.mean) * METRES_PER_UNIT).tolist(),
-        "reference": None,
-        "provenance": {},
-    }
+    pose = Pose(nobody.pose.scale[None], nobody.pose.rotation[None], nobody.pose.translation[None])
+    return Take.of(Motion(nobody.lm3d[None], model.mean, pose, fps, nobody.size, model.name)).header()
 
 
 def _centre(image_size: tuple[int, int]) -> np.ndarray:
