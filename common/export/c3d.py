@@ -45,7 +45,7 @@ def write(path: Path, take: Take) -> None:
     import ezc3d
 
     if take.n_keys > MOST_FRAMES:
-        minutes = MOST_FRAMES / take.fps / 60
+        minutes = MOST_FRAMES / take.fps // 60
         raise InputError(
             f"C3D holds {MOST_FRAMES} frames, {minutes:.0f} minutes at {take.fps:.6g} a second, and this take has "
             f"{take.n_keys}: cut the speech into parts, choose a lower --fps, or export to another format."

@@ -48,11 +48,6 @@ def head_keys(take: Take, error_m: float) -> np.ndarray:
     return kept_keys(take.n_keys, error_m, _head_is_within(take, error_m / 2))
 
 
-def point_keys(points: np.ndarray, error_m: float) -> np.ndarray:
-    """Keys of points [T, N, 3] between which no point is further than the whole error_m from where it is."""
-    return kept_keys(len(points), error_m, lambda start, stop: _is_within(points, start, stop, error_m))
-
-
 def kept_keys(n_keys: int, error: float, is_within: IsWithin) -> np.ndarray:
     """From each kept key on to one as late as is_within(key, later one) allows, found by doubling and halving steps.
 

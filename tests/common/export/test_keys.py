@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation, Slerp
 
-from common.export.keys import face_keys, head_keys, kept_keys, point_keys
+from common.export.keys import face_keys, head_keys, kept_keys
 from common.export.take import Take
 from tests.common.export.takes import mirrored, smooth_take, takes
 
@@ -100,7 +100,7 @@ def test_a_broken_line_keeps_its_corners_and_at_most_as_many_keys_again(lengths:
     points = np.zeros((corners[-1] + 1, 4, 3))
     points[corners, :] = at_corners
     points = lerped(points, corners)
-    kept = point_keys(points, 1e-9)
+    kept = face_keys(replace(smooth_take(1), points=points), 2e-9)
     assert set(corners.tolist()) <= set(kept.tolist())
     assert len(kept) <= 2 * len(corners)
 
