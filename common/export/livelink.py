@@ -22,9 +22,9 @@ from common.export.arkit import CURVES, Curves
 from common.export.take import Take
 from common.face.rotations import euler_rad
 
-TURNS = ("HeadYaw", "HeadPitch", "HeadRoll")
+HEAD = ("HeadYaw", "HeadPitch", "HeadRoll")
 GAZE = ("LeftEyeYaw", "LeftEyePitch", "LeftEyeRoll", "RightEyeYaw", "RightEyePitch", "RightEyeRoll")
-COLUMNS = (*(name[0].upper() + name[1:] for name in CURVES), *TURNS, *GAZE)
+COLUMNS = (*(name[0].upper() + name[1:] for name in CURVES), *HEAD, *GAZE)
 FRAMES_PER_S = 60  # of timecodes
 
 _ROW = ",".join(["%s", str(len(COLUMNS)), *["%.10f"] * len(COLUMNS)]) + "\n"

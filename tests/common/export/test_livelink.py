@@ -75,7 +75,7 @@ def test_timecodes_rise_from_key_to_key(fps: float, k: int) -> None:
 def test_a_turn_about_one_axis_is_in_one_column(tmp_path: Path, axis: str, column: str, sign: int) -> None:
     rotation = Rotation.from_euler(axis, [[0.3], [-0.2]]).as_matrix()
     rows = _rows(tmp_path / "a.csv", replace(smooth_take(2), rotation=rotation))
-    for name in (*livelink.TURNS, *livelink.GAZE):
+    for name in (*livelink.HEAD, *livelink.GAZE):
         wanted = [0.3 * sign, -0.2 * sign] if name == column else [0, 0]
         np.testing.assert_allclose([float(row[name]) for row in rows], wanted, atol=1e-9)
 
