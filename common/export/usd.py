@@ -161,9 +161,8 @@ def _channels(meshes: Sequence[MorphMesh]) -> tuple[list[list[str]], np.ndarray]
             columns[name] = weights
             own.append(name)
         names.append(own)
-    return names, np.stack([*columns.values()], axis=1) if columns else np.zeros(
-        (len(meshes[0].weights), 0), np.float32
-    )
+    none = np.zeros((len(meshes[0].weights), 0), np.float32)
+    return names, np.column_stack([none, *columns.values()])
 
 
 def _identifier(name: str) -> str:
