@@ -19,17 +19,18 @@ from common.files import atomic_path, check_input, check_result, is_file
 
 if TYPE_CHECKING:  # a wrong flag should not wait for torch
     from common.export.arkit import Curves
+    from common.export.morphs import MorphMesh
     from common.export.take import Take
     from common.face.model import FaceModel
     from common.motion import Motion
 
 LIVELINK = "livelink"
-GLTF, USD, MESHES = (".glb",), (".usda", ".usdc"), (".glb", ".usda", ".usdc")
+MESHES = (".glb", ".usda", ".usdc")
 WRITTEN = (*MESHES, ".csv", ".json", ".npz", ".c3d", ".bvh")
 READ = (".npz", ".csv", ".json", ".c3d", ".glb", ".gltf")
 _EXTRA = {".usda": "pxr", ".usdc": "pxr", ".c3d": "ezc3d"}  # what writes them, of the extra `export`
 _NTSC = {23.976: 24000 / 1001, 23.98: 24000 / 1001, 29.97: 30000 / 1001, 59.94: 60000 / 1001}
-FPS = (1.0, 1000.0)
+SLOWEST_FPS, FASTEST_FPS = 1.0, 1000.0
 MOST_KEY_ERROR_MM = 10.0
 
 
@@ -105,8 +106,8 @@ def request(
             raise InputError(f"{flag} is for {', '.join(MESHES)}: export to one of them, or leave it away")
     if key_error_mm is not None and not 0 <= key_error_mm <= MOST_KEY_ERROR_MM:
         raise InputError(f"--key-error goes from 0 to {MOST_KEY_ERROR_MM:g} mm, not {key_error_mm:g}")
-    if fps is not None and not FPS[0] <= fps <= FPS[1]:
-        raise InputError(f"--fps goes from {FPS[0]:g} to {FPS[1]:g} keys a second, not {fps:g}")
+    if fps is not None and not SLOWEST_FPS <= fps <= FASTEST_FPS:
+        raise InputError(f"--fps goes from {SLOWEST_FPS:g} to {FASTEST_FPS:g} keys a second, not {fps:g}")
     named = [_livelink_name(path) if is_livelink and path.suffix.lower() == ".csv" else path for path in paths]
     if len({path.absolute() for path in named}) < len(named):
         raise InputError("One of the files to export is named twice: give every file its own name")
@@ -132,11 +133,12 @@ def write(motion: Motion, asked: Request, overwrite: bool = False) -> tuple[list
     take = Take.of(motion)
     take = take if asked.fps is None else take.retimed(asked.fps)
     model = _face_model(asked.face_model) if asked.face_model else None
-    needs_curves = asked.is_livelink or any(path.suffix.lower() in MESHES for path in asked.paths)
-    curves = curves_of(take, model) if needs_curves else None
+    has_meshes = any(path.suffix.lower() in MESHES for path in asked.paths)
+    curves = curves_of(take, model) if asked.is_livelink or has_meshes else None
+    meshes = _meshes(take, curves, model) if curves and has_meshes else []
     with ExitStack() as files:
         for path in asked.paths:
-            _write(files.enter_context(atomic_path(path, overwrite)), take, curves, model, asked)
+            _write(files.enter_context(atomic_path(path, overwrite)), take, curves, meshes, asked)
         for path in asked.wav_paths:
             from common.sound import copy_wav
 
@@ -180,16 +182,20 @@ def _read(path: Path, suffix: str) -> Take:
     raise InputError(f"{path} {what}: give one that ends in {', '.join(READ)}.")
 
 
-def _write(path: Path, take: Take, curves: Curves | None, model: FaceModel | None, asked: Request) -> None:
-    suffix, key_error_m = path.suffix.lower(), asked.key_error_mm / 1000
-    if suffix in MESHES:
-        from common.export import gltf, morphs, usd
+def _meshes(take: Take, curves: Curves, model: FaceModel | None) -> list[MorphMesh]:
+    """The 68 points, and the whole mesh of a face model where there is one."""
+    from common.export import morphs
 
-        assert curves is not None
-        meshes = [morphs.landmark_mesh(take, curves)]
-        if model is not None:
-            meshes.append(morphs.model_mesh(take, model))
-        (gltf if suffix in GLTF else usd).write(path, take, meshes, key_error_m)
+    dense = [] if model is None else [morphs.model_mesh(take, model)]
+    return [morphs.landmark_mesh(take, curves), *dense]
+
+
+def _write(path: Path, take: Take, curves: Curves | None, meshes: list[MorphMesh], asked: Request) -> None:
+    suffix = path.suffix.lower()
+    if suffix in MESHES:
+        from common.export import gltf, usd
+
+        (gltf if suffix == ".glb" else usd).write(path, take, meshes, asked.key_error_mm / 1000)
     elif suffix == ".csv" and asked.is_livelink:
         from common.export import livelink
 
