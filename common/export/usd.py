@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from common.errors import InputError
 from common.export.keys import face_keys, head_keys
 from common.export.morphs import MorphMesh
 from common.export.take import Take
@@ -38,7 +37,7 @@ def write(path: Path, take: Take, meshes: Sequence[MorphMesh], key_error_m: floa
     """Write a stage, as text or binary by the suffix of `path`; a file that is there is written over.
 
     meshes: one or more; key_error_m: keys are left out while that puts no point off by more, 0 keeps all.
-    Raises InputError where the file can't be written.
+    Raises OSError where the file can't be written.
     """
     from pxr import Tf, Usd, UsdGeom, UsdSkel, Vt
 
@@ -63,11 +62,11 @@ def write(path: Path, take: Take, meshes: Sequence[MorphMesh], key_error_m: floa
     layer.customLayerData = {"duet": json.dumps(take.header(), ensure_ascii=False, separators=(",", ":"))}
     _add_samples(layer, animation, take, meshes, weights, key_error_m)
     try:
-        if not layer.Export(str(path)):
-            raise InputError(f"{path} can't be written: make room or choose another place.")
+        is_written = layer.Export(str(path))
     except Tf.ErrorException as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise InputError(f"{path} can't be written ({reason}): make room or choose another place.") from error
+        raise OSError(str(error).strip().rsplit(" : ", 1)[-1].strip("'")) from error
+    if not is_written:
+        raise OSError("usd-core doesn't say why")
 
 
 def _skeleton(stage: Usd.Stage, names: Iterable[Iterable[str]]) -> tuple[UsdSkel.Skeleton, UsdSkel.Animation]:
