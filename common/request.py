@@ -9,7 +9,6 @@ from pathlib import Path
 from common import entry
 from common.errors import InputError
 from common.export import formats
-from common.export.formats import READ, WRITTEN
 from common.files import check_folder, check_input, check_result, is_file
 
 POSES = ("natural", "still")
@@ -96,18 +95,18 @@ def parse(argv: list[str], description: str | None = None) -> tuple[argparse.Nam
     """Flags, and the Hydra overrides among them; raises InputError for what doesn't go together."""
     args = parser(description).parse_intermixed_args(argv)
     # --image and --export take all that follows: overrides among that are those that look like one and are no file.
-    pictures = [path for path in args.image or [] if not is_override(str(path)) or is_file(path)]
-    overrides = [str(path) for path in args.image or [] if path not in pictures]
-    args.image, n_of_pictures = pictures, len(overrides)
-    overrides += [str(path) for path in args.export or [] if is_override(str(path))] + args.overrides
-    args.export = [path for path in args.export or [] if not is_override(str(path))]
+    pictures, files = args.image or [], args.export or []
+    args.image = [path for path in pictures if not is_override(str(path)) or is_file(path)]
+    args.export = [path for path in files if not is_override(str(path))]
+    no_pictures = [str(path) for path in pictures if path not in args.image]
+    overrides = no_pictures + [str(path) for path in files if path not in args.export] + args.overrides
     for override in overrides:
         if not is_override(override):
             raise InputError(f"'{override}' is neither a flag nor an override like seed=3 (--help lists the flags)")
         if override.startswith("+"):
             raise InputError(f"'{override}' adds a key that nothing reads: conf/generate.yaml names those there are")
-    if not pictures and n_of_pictures:
-        raise InputError(f"There is no picture at {overrides[0]}: check the path")
+    if no_pictures and not args.image:
+        raise InputError(f"There is no picture at {no_pictures[0]}: check the path")
     for is_wrong, reason in _contradictions(args):
         if is_wrong:
             raise InputError(reason)
@@ -156,13 +155,14 @@ def parser(description: str | None) -> entry.Parser:
     add("--keyframes", type=Path, metavar="NPZ", help="a Motion of this picture, edited, some of whose frames stay ...")
     add("--keep", metavar="FRAMES", help="... these, as in 0,10-20 (25 a second); what is around them is made to fit")
     add("--motion-only", type=Path, metavar="NPZ", help="stop after stage one and save the Motion")
-    add("--motion", type=Path, metavar="FILE", help=f"start at stage two with this Motion, of whomever: {_ends(READ)}")
+    back, written = " ".join(formats.READ), " ".join(formats.WRITTEN)
+    add("--motion", type=Path, metavar="FILE", help=f"start at stage two with this Motion, of whomever: {back}")
     add(
         "--export",
         type=Path,
         nargs="+",
         metavar="FILE",
-        help=f"stop after stage one (unless --out asks for a video too) and export the performance: {_ends(WRITTEN)}; "
+        help=f"stop after stage one (unless --out asks for a video too) and export the performance: {written}; "
         "the sound goes beside it",
     )
     formats.add_flags(whole)
@@ -178,10 +178,6 @@ def parser(description: str | None) -> entry.Parser:
     add("--convention", choices=CONVENTIONS, help="of --landmarks (default: as the file says, else ibug68)")
     add("overrides", nargs="*", metavar="KEY=VALUE", help="Hydra overrides of conf/generate.yaml")
     return whole
-
-
-def _ends(suffixes: tuple[str, ...]) -> str:
-    return " ".join(suffixes)
 
 
 def _contradictions(args: argparse.Namespace) -> list[tuple[bool, str]]:
