@@ -105,6 +105,11 @@ class Motion:
 
     def save(self, path: Path, overwrite: bool = False) -> None:
         """Write an .npz; raises InputError where `path` exists (unless overwrite) or can't be written."""
+        with atomic_path(path, overwrite) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, **self.arrays())
+
+    def arrays(self) -> dict[str, Any]:
+        """What the file holds, by the names that it has there."""
         arrays: dict[str, Any] = {
             "landmarks": _array(self.landmarks),
             "mean_landmarks": _array(self.mean_landmarks),
@@ -122,8 +127,7 @@ class Motion:
             arrays["reference_scale"] = _array(self.reference.pose.scale)
             arrays["reference_rotation"] = _array(self.reference.pose.rotation)
             arrays["reference_translation"] = _array(self.reference.pose.translation)
-        with atomic_path(path, overwrite) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, **arrays)
+        return arrays
 
     @staticmethod
     def load(path: Path) -> Motion:

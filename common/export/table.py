@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import csv
 import json
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -110,8 +109,8 @@ def read_json(path: Path) -> Take:
 
 def write_npz(path: Path, take: Take) -> None:
     """A Motion file, which `Motion.load` reads, and beside its arrays the same in metres, for the eye."""
-    take.motion().save(path)
-    extra: dict[str, np.ndarray] = {
+    arrays = {
+        **take.motion().arrays(),
         "time_s": take.time_s,
         "position_m": take.position.astype(np.float32),
         "frontal_m": take.points.astype(np.float32),
@@ -119,10 +118,8 @@ def write_npz(path: Path, take: Take) -> None:
         "names": np.array(POINT_NAMES),
         **{key: np.array(text) for key, text in _description().items()},
     }
-    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
-        for name, array in extra.items():
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
-                np.lib.format.write_array(entry, array, allow_pickle=False)
+    with path.open("wb") as file:
+        np.savez_compressed(file, **arrays)
 
 
 _JSON_SHAPES = {"frontal": (N_POINTS, 3), "rotation": (4,), "position": (3,)}

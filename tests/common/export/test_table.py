@@ -65,7 +65,6 @@ def test_any_take_comes_back_within_the_precision_of_the_text(tmp_path: Path, ki
 @given(take=takes())
 def test_an_npz_is_the_motion_bit_for_bit(tmp_path: Path, take: Take) -> None:
     path = tmp_path / "take.npz"
-    path.unlink(missing_ok=True)
     table.write_npz(path, take)
     motion, again = take.motion(), Motion.load(path)
     assert torch.equal(again.landmarks, motion.landmarks) and torch.equal(again.posed(), motion.posed())
