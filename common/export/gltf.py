@@ -22,6 +22,7 @@ from common.export.gltf_file import (
     BINARY_CHUNK,
     JSON_CHUNK,
     MAGIC,
+    WIDTHS,
     GltfFile,
     Sampler,
     evaluate,
@@ -39,7 +40,6 @@ from common.files import reading
 HEADER, NAMES = "duet_take", "point_names"  # in extras
 _USHORT, _UINT, _FLOAT = 5123, 5125, 5126
 _VERTICES, _TRIANGLES = 34962, 34963  # what a buffer view is for
-_SIZES = {"SCALAR": 1, "VEC3": 3, "VEC4": 4}
 _STILL_M = 1e-6  # a dense mesh's vertex that a target moves by less counts as one that it doesn't move
 _SPARSE_PAYS = 1000  # bytes saved: a sparse accessor costs some 300 in JSON, and small meshes stay plain
 _RATES = (24000 / 1001, 24, 25, 30000 / 1001, 30, 48, 50, 60000 / 1001, 60, 90, 100, 120)
@@ -102,7 +102,7 @@ class _Binary:
 
     def floats(self, values: np.ndarray, kind: str, use: int | None = None, has_bounds: bool = False) -> int:
         """An accessor of values [..., 1, 3 or 4 as the kind says], as float32."""
-        single = values.astype("<f4").reshape(-1, _SIZES[kind])
+        single = values.astype("<f4").reshape(-1, WIDTHS[kind])
         accessor = {"componentType": _FLOAT, "count": len(single), "type": kind}
         return self._add({"bufferView": self.view(single, use), **accessor}, single if has_bounds else None)
 

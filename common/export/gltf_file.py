@@ -19,11 +19,11 @@ import numpy as np
 from scipy.spatial.transform import Rotation, Slerp
 
 MAGIC, JSON_CHUNK, BINARY_CHUNK = b"glTF", b"JSON", b"BIN\0"
+WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT4": 16}  # numbers in an element
 _MOST_BYTES = 1 << 30
 _MOST_ZEROS = 1 << 20  # elements of a sparse accessor, which may claim any number without bytes for them
 _MOST_NODES_UP = 256
 _COMPONENTS = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
-_WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT4": 16}
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class GltfFile:
     def accessor(self, number: int) -> np.ndarray:
         """Its values [count, width]; float64 for floats and normalised integers, else int64."""
         stated = self.document["accessors"][_natural(number)]
-        kind, width = _COMPONENTS[stated["componentType"]], _WIDTHS[stated["type"]]
+        kind, width = _COMPONENTS[stated["componentType"]], WIDTHS[stated["type"]]
         count = _natural(stated["count"])
         if "bufferView" in stated:
             values = self._elements(stated["bufferView"], stated.get("byteOffset", 0), kind, count, width)
