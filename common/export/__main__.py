@@ -39,11 +39,13 @@ def convert(args: Namespace) -> None:
 
 
 def curves(args: Namespace) -> None:
+    from common.export import arkit
     from common.export.take import Take
     from common.face.model import FaceModel
 
+    take = Take.of(formats.read(args.take))
     model = FaceModel.load(args.face_model) if args.face_model else None
-    print(formats.curves_of(Take.of(formats.read(args.take)), model).table())
+    print((arkit.solve(take, model) if model else formats.curves_of(take)).table())
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from common.errors import InputError
 from common.export.arkit_basis import UPPER_LID_SHARE, eye_distance, landmark_basis, mirror, other_side
 from common.export.take import Take
 from common.face.model import JAW, LID_PAIRS, LIDS, LIPS, FaceModel
@@ -82,14 +83,17 @@ class Curves:
                 f"{name:20s} {value.mean():6.3f} {value.max():6.3f} {1000 * self.moved_m[k]:9.2f} "
                 f"{1000 * self.residual_m[k]:8.2f}"
             )
-        lines.append(f"all 68 points: {1000 * self.total_residual_m:.2f} mm are left (root mean square distance)")
+        lines.append(
+            f"all 68 points: {1000 * self.total_residual_m:.2f} mm are left (root mean square distance; basis: "
+            f"{self.source})"
+        )
         return "\n".join(lines)
 
 
 def solve(take: Take, model: FaceModel | None = None) -> Curves:
     """The curves that explain a take's points best.
 
-    model: one with ICT-FaceKit's expression names, whose expressions are then the basis (ValueError for another). Of
+    model: one with ICT-FaceKit's expression names, whose expressions are then the basis (InputError for another). Of
     all curves between 0 and 1 those that minimise, summed over the keys, the squared distance of the points from where
     the curves put them (depth and jaw line counting less), a ridge, a price per curve and the squared change from key
     to key: convex with one minimum, so that a mirrored take has mirrored curves.
@@ -127,7 +131,7 @@ def closed_mouth(take: Take) -> np.ndarray:
 def ict_basis(model: FaceModel, neutral: np.ndarray) -> dict[str, np.ndarray]:
     """ICT-FaceKit's expressions at the 68 points by ARKit's names, as large as this face: name -> [68, 3] metres.
 
-    They are made symmetric, which their vertices are to rounding. ValueError for a model without those names.
+    They are made symmetric, which their vertices are to rounding. InputError for a model without those names.
     """
     small = model.at_landmarks()
     scale = eye_distance(neutral) / eye_distance(small.mean.double().numpy())
@@ -138,7 +142,10 @@ def ict_basis(model: FaceModel, neutral: np.ndarray) -> dict[str, np.ndarray]:
         found[name] = found.get(name, 0) + direction
     missing = [name for name in SEEN if not np.any(found.get(name, 0))]
     if missing:
-        raise ValueError(f"ARKit's curves need ICT-FaceKit's expressions, and {model.name} has no {missing[0]}")
+        raise InputError(
+            f"ARKit's curves need ICT-FaceKit's expressions, and the face model {model.name} has no {missing[0]}: give "
+            "ICT-FaceKit's folder"
+        )
     return {name: (found[name] + mirror(found[other_side(name)])) / 2 for name in SEEN}
 
 

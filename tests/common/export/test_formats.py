@@ -178,6 +178,11 @@ def test_the_table_of_curves_is_printed(exported: Path, capsys: pytest.CaptureFi
     assert "jawOpen" in capsys.readouterr().out
 
 
+def test_curves_of_another_model_than_icts_are_refused(exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("curves", exported / "made.npz", "--face-model", "small/face_model") == 2
+    assert "has no eyeBlinkLeft" in capsys.readouterr().err
+
+
 def test_a_take_of_one_key_goes_everywhere(tmp_path: Path) -> None:
     still = smooth_take(1)
     paths = [tmp_path / name for name in NAMES]
