@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import struct
 import subprocess
 import sys
 import zipfile
@@ -38,6 +39,7 @@ _MOST_HEADER = 90_000  # characters; all parameters have 127 KB
 _MAX_BYTES = 1 << 30
 _TIMEOUT_S = 180.0
 _PROCESSORS = (84, 85, 86)  # Intel, DEC, MIPS
+_BLOCK = 512  # bytes
 
 
 def write(path: Path, take: Take) -> None:
@@ -160,11 +162,13 @@ def _content(path: Path) -> dict[str, np.ndarray]:
     if size > _MAX_BYTES:
         raise ValueError(f"it is larger than {_MAX_BYTES >> 30} GiB")
     with path.open("rb") as file:
-        head = file.read(2)
-        file.seek(512 * max(0, head[0] - 1))
+        head = file.read(_BLOCK)
+        file.seek(_BLOCK * max(0, head[0] - 1))
         parameters = file.read(4)
-    if head[1:] != b"\x50" or len(parameters) < 4 or parameters[3] not in _PROCESSORS:
+    if head[1:2] != b"\x50" or len(parameters) < 4 or parameters[3] not in _PROCESSORS:
         raise ValueError("it doesn't begin as C3D files do")
+    if parameters[3] == _PROCESSORS[0] and (n_missing := _stated_bytes(head) - size) > _BLOCK:
+        raise ValueError(f"it is cut off: {n_missing} bytes are missing")  # the library reads the frames that are left
     command = [sys.executable, "-P", c3d_reader.__file__, str(path.absolute())]
     alone = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # threads reserve memory
     try:
@@ -178,6 +182,17 @@ def _content(path: Path) -> dict[str, np.ndarray]:
             return dict(arrays)
     except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
         raise ValueError("its content is damaged") from error
+
+
+def _stated_bytes(head: bytes) -> int:
+    """The size of a file of Intel's numbers by its first block; 0 where that can't say how many frames there are."""
+    if len(head) < _BLOCK:
+        return 0
+    n_points, n_channels, first, last, _, scale, start = struct.unpack("<2x5HfH", head[:18])
+    if last == MOST_FRAMES:  # or more
+        return 0
+    width = 4 if scale < 0 else 2  # bytes: float32, else integers
+    return _BLOCK * (start - 1) + max(0, last - first + 1) * width * (4 * n_points + n_channels)
 
 
 def _header_lines(take: Take) -> list[str]:

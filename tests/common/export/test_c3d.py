@@ -15,7 +15,7 @@ from common.export import c3d
 from common.export.points import POINT_NAMES
 from common.export.take import Take
 from common.face.model import RIGID
-from tests.common.export.takes import RATES, smooth_take, takes
+from tests.common.export.takes import RATES, assert_close, smooth_take, takes
 
 ezc3d = pytest.importorskip("ezc3d")
 
@@ -45,11 +45,7 @@ def refused(path: Path) -> str:
 
 
 def assert_same(again: Take, take: Take) -> None:
-    assert again.header() == take.header() and again.n_keys == take.n_keys
-    np.testing.assert_allclose(again.points, take.points, rtol=0, atol=PRECISION_M)
-    np.testing.assert_allclose(again.position, take.position, rtol=0, atol=PRECISION_M)
-    np.testing.assert_allclose(again.rotation, take.rotation, rtol=0, atol=PRECISION_RAD)
-    again.motion()
+    assert_close(again, take, PRECISION_M, PRECISION_RAD)
 
 
 @FEW
@@ -210,6 +206,12 @@ def test_the_file_has_the_name_that_was_asked_for(tmp_path: Path, suffix: str) -
 def test_other_files_are_refused_in_a_sentence(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "other.c3d").write_bytes(content)
     refused(tmp_path / "other.c3d")
+
+
+def test_half_a_file_is_refused(tmp_path: Path) -> None:
+    path = written(smooth_take(40), tmp_path)
+    path.write_bytes(path.read_bytes()[: -path.stat().st_size // 2])
+    assert "cut off" in refused(path)
 
 
 @settings(FEW, max_examples=8)
