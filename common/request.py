@@ -4,6 +4,7 @@ import argparse
 import re
 import sys
 from dataclasses import dataclass, field, replace
+from os.path import realpath
 from pathlib import Path
 
 from common import entry
@@ -94,10 +95,11 @@ class Results:
 def parse(argv: list[str], description: str | None = None) -> tuple[argparse.Namespace, list[str]]:
     """Flags, and the Hydra overrides among them; raises InputError for what doesn't go together."""
     args = parser(description).parse_intermixed_args(argv)
-    # --image and --export take all that follows: overrides among that are those that look like one and are no file.
+    # --image and --export take all that follows: overrides among that are those that look like one and are no file,
+    # or don't end as one that can be exported (a folder may well be named seed=3).
     pictures, files = args.image or [], args.export or []
     args.image = [path for path in pictures if not is_override(str(path)) or is_file(path)]
-    args.export = [path for path in files if not is_override(str(path))]
+    args.export = [path for path in files if not is_override(str(path)) or path.suffix.lower() in formats.WRITTEN]
     no_pictures = [str(path) for path in pictures if path not in args.image]
     overrides = no_pictures + [str(path) for path in files if path not in args.export] + args.overrides
     for override in overrides:
@@ -107,6 +109,8 @@ def parse(argv: list[str], description: str | None = None) -> tuple[argparse.Nam
             raise InputError(f"'{override}' adds a key that nothing reads: conf/generate.yaml names those there are")
     if no_pictures and not args.image:
         raise InputError(f"There is no picture at {no_pictures[0]}: check the path")
+    if files and not args.export:
+        raise InputError(f"--export names no file that ends in {', '.join(formats.WRITTEN)}: give one")
     for is_wrong, reason in _contradictions(args):
         if is_wrong:
             raise InputError(reason)
@@ -364,7 +368,9 @@ def results(args: argparse.Namespace, config: GenerateConfig) -> Results:
         check_result(args.motion_only, (".npz",), inputs, args.overwrite)
     if args.debug_dir:
         check_folder(args.debug_dir, inputs, args.overwrite)
-    exported = formats.request_of(args, args.export, [*inputs, video, args.motion_only]) if args.export else None
+    exported = formats.request_of(args, args.export, inputs) if args.export else None
+    if exported and args.motion_only and realpath(args.motion_only) in map(realpath, exported.paths):
+        raise InputError(f"{args.motion_only} is named by --motion-only and --export: give every file its own name")
     return Results(video, args.motion_only, exported)
 
 

@@ -8,7 +8,7 @@ import pytest
 from common.export import formats
 from common.media import VideoReader
 from common.motion import Motion
-from tests.test_generate import PORTRAIT, run, short  # noqa: F401
+from tests.test_generate import PORTRAIT, SPEECH, run, short  # noqa: F401
 
 
 @pytest.fixture(scope="module")
@@ -21,11 +21,12 @@ def folder(short: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # no
 
 
 def test_sound_alone_is_enough_for_a_performance(short: Path, tmp_path: Path) -> None:  # noqa: F811
-    assert run("--audio", short, "--export", tmp_path / "a.npz", "seed=3", "--fps", 50) == 0
-    made = Motion.load(tmp_path / "a.npz")
+    folder = tmp_path / "seed=4"
+    assert run("--audio", short, "--export", folder / "a.npz", "seed=3", "--fps", 50) == 0
+    made = Motion.load(folder / "a.npz")
     assert (made.fps, made.provenance["seed"]) == (50, 3)
     assert (made.rest.landmarks == 0).all()  # the face model's mean face speaks
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npz", "a.wav"]
+    assert sorted(path.name for path in folder.iterdir()) == ["a.npz", "a.wav"]
 
 
 @pytest.mark.parametrize("name", ["take.glb", "take.c3d", "take.csv", "take.json"])
@@ -78,6 +79,8 @@ def test_a_video_is_made_too_where_it_is_asked_for(folder: Path, tmp_path: Path)
         (["--audio", "a.wav", "--out", "a.mp4", "--export", "a.glb"], "Give a picture"),
         (["--audio", "a.wav", "--image", "b.png", "--fps", "30"], "are of --export"),
         (["--audio", "a.wav", "--export", "a.glb", "--debug-dir", "d"], "leave out"),
+        (["--audio", "a.wav", "--export", "seed=3"], "names no file"),
+        (["--audio", SPEECH, "--image", PORTRAIT, "--export", "a.npz", "--motion-only", "./a.npz"], "its own name"),
     ],
 )
 def test_what_does_not_go_together_is_one_sentence(

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.util import find_spec
+from os.path import realpath
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -109,7 +110,7 @@ def request(
     if fps is not None and not SLOWEST_FPS <= fps <= FASTEST_FPS:
         raise InputError(f"--fps goes from {SLOWEST_FPS:g} to {FASTEST_FPS:g} keys a second, not {fps:g}")
     named = [_livelink_name(path) if is_livelink and path.suffix.lower() == ".csv" else path for path in paths]
-    if len({path.absolute() for path in named}) < len(named):
+    if len({realpath(path) for path in named}) < len(named):
         raise InputError("One of the files to export is named twice: give every file its own name")
     for path in named:
         check_result(path, WRITTEN, inputs, overwrite)
