@@ -16,7 +16,7 @@ from PIL import Image
 
 import generate
 from a2m import control
-from common import entry, playback, request
+from common import playback, request
 from common.errors import InputError
 from common.face import conventions, detect
 from common.face.framing import ReferencePicture
@@ -26,22 +26,15 @@ from common.media import VideoReader, VideoWriter, read_audio, read_picture, wri
 from common.motion import Motion
 from m2v.preview import WarpRenderer
 from m2v.source import Still, as_picture
+from tests.programs import exit_code
 
 ROOT = Path(__file__).parents[1]
 SPEECH, PORTRAIT = ROOT / "examples" / "speech.wav", ROOT / "examples" / "portrait.jpg"
 
 
 def run(*flags: Any) -> int:
-    """generate.py in this process → exit code; what it said is captured by pytest."""
-    before = sys.argv
-    sys.argv = ["generate.py", *map(str, flags)]
-    try:
-        entry.run(generate.main)
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    finally:
-        sys.argv = before
-    return 0
+    """generate.py in this process → exit code."""
+    return exit_code(generate.main, *flags)
 
 
 @pytest.fixture(scope="module")

@@ -45,6 +45,14 @@ def smooth_take(n_keys: int, fps: float = 25.0, seed: int = 0, is_named: bool = 
     )
 
 
+def assert_close(again: Take, take: Take, off_m: float, off_rad: float) -> None:
+    """The same header and as many keys, whose lengths and rotations are off by no more."""
+    assert again.header() == take.header() and again.n_keys == take.n_keys
+    np.testing.assert_allclose(again.points, take.points, rtol=0, atol=off_m)
+    np.testing.assert_allclose(again.position, take.position, rtol=0, atol=off_m)
+    np.testing.assert_allclose(again.rotation, take.rotation, rtol=0, atol=off_rad)
+
+
 @st.composite
 def takes(draw: st.DrawFn, most_keys: int = 40) -> Take:
     """Takes of 1 to `most_keys` keys at any rate: any rotations, points anywhere within 3 cm of the mean face's."""

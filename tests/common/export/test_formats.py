@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import soundfile
 
-from common import entry
 from common.errors import InputError
 from common.export import __main__ as program
 from common.export import formats
 from common.export.take import Take
 from common.motion import Motion
 from tests.common.export.takes import smooth_take
+from tests.programs import exit_code
 
 NAMES = ("take.glb", "take.usda", "take.usdc", "take.c3d", "take.csv", "take.json", "take.npz", "take.bvh")
 BACK = [name for name in NAMES if Path(name).suffix in formats.READ]
@@ -22,15 +22,7 @@ BACK = [name for name in NAMES if Path(name).suffix in formats.READ]
 
 def run(*words: object) -> int:
     """`python -m common.export` in this process → exit code."""
-    before = sys.argv
-    sys.argv = ["export", *map(str, words)]
-    try:
-        entry.run(program.main)
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    finally:
-        sys.argv = before
-    return 0
+    return exit_code(program.main, *words)
 
 
 @pytest.fixture(scope="module")

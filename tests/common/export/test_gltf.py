@@ -25,7 +25,7 @@ from common.export.gltf_file import GltfFile, Sampler, evaluate
 from common.export.morphs import EXACT_M, MorphMesh, landmark_mesh
 from common.export.points import POINT_NAMES
 from common.export.take import Take
-from tests.common.export.takes import RATES, smooth_take, takes
+from tests.common.export.takes import RATES, assert_close, smooth_take, takes
 
 OFF_M = 1.1 * EXACT_M  # of a point that comes back: what correctives leave, and float32
 VALIDATOR = "gltf-validator@2.0.0-dev.3.10"
@@ -65,10 +65,9 @@ def floats(document: Document, binary: bytes, number: int) -> np.ndarray:
     return np.frombuffer(binary, "<f4", width * accessor["count"], view["byteOffset"]).reshape(-1, width)
 
 
-def same(take: Take, other: Take, off_m: float = OFF_M) -> None:
-    assert other.points.shape == take.points.shape and other.header() == take.header()
-    assert np.linalg.norm(other.points - take.points, axis=-1).max() < off_m
-    assert np.abs(other.rotation - take.rotation).max() < 1e-6
+def same(take: Take, other: Take) -> None:
+    assert_close(other, take, OFF_M, off_rad=1e-6)
+    assert np.linalg.norm(other.points - take.points, axis=-1).max() < OFF_M
     assert np.abs(other.position - take.position).max() < 1e-6
 
 

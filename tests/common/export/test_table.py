@@ -18,7 +18,7 @@ from common.export.points import POINT_NAMES
 from common.export.take import Take
 from common.export.turns import from_euler_deg
 from common.motion import Motion
-from tests.common.export.takes import RATES, smooth_take, takes
+from tests.common.export.takes import RATES, assert_close, smooth_take, takes
 
 FUZZ = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 WAYS = {"csv": (table.write_csv, table.read_csv), "json": (table.write_json, table.read_json)}
@@ -44,10 +44,7 @@ def refused(path: Path) -> str:
 
 
 def assert_same(again: Take, take: Take) -> None:
-    assert again.header() == take.header() and again.n_keys == take.n_keys
-    np.testing.assert_allclose(again.points, take.points, rtol=0, atol=PRECISION_M)
-    np.testing.assert_allclose(again.position, take.position, rtol=0, atol=PRECISION_M)
-    np.testing.assert_allclose(again.rotation, take.rotation, rtol=0, atol=PRECISION_RAD)
+    assert_close(again, take, PRECISION_M, PRECISION_RAD)
     one, other = again.motion(), take.motion()
     torch.testing.assert_close(one.landmarks, other.landmarks, rtol=0, atol=2 * PRECISION_M / 0.1)
     torch.testing.assert_close(one.posed(), other.posed(), rtol=0, atol=3e-3)  # of a head 9 px per cm, up to 3 times
