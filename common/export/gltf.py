@@ -44,7 +44,7 @@ _STILL_M = 1e-6  # a dense mesh's vertex that a target moves by less counts as o
 _SPARSE_PAYS = 1000  # bytes saved: a sparse accessor costs some 300 in JSON, and small meshes stay plain
 _RATES = (24000 / 1001, 24, 25, 30000 / 1001, 30, 48, 50, 60000 / 1001, 60, 90, 100, 120)
 _MOST_FPS, _USUAL_FPS = 1000, 25.0
-_OFF_GRID = 0.02  # of a key: float32 times and frames of an hour are off by less
+_OFF_GRID, _MOST_OFF_GRID = 0.02, 0.45  # of a key: what tools are off by; beyond, it could be the next one
 _MOST_TARGETS = 4096
 _MOST_VERTICES = 1024  # that 68 points may have become: tools split vertices where a face's normals differ
 _MOST_KEYS = 1 << 16  # 44 minutes at 25 a second; or eight times as many as the file has
@@ -242,7 +242,7 @@ def _take(file: GltfFile) -> Take:
     last, most = max(each[-1] for each in times), max(map(len, times))
     if not 0 <= last * fps < max(_MOST_KEYS, 8 * most):
         raise ValueError(f"its {most} keys are spread over {last:.6g} s")
-    at_s = np.arange(int(last * fps + _OFF_GRID) + 1) / fps
+    at_s = np.arange(int(last * fps + _slack(last, fps)) + 1) / fps
     on_grid = {target: _on_grid(sampler, fps) for target, sampler in samplers.items()}
 
     local = _morphed(file, node, shapes, on_grid.get((node, "weights")), at_s)
@@ -328,7 +328,7 @@ def _rate(times_s: np.ndarray, stated: float | None) -> float:
 
     def fits(fps: float) -> bool:
         at = times_s * fps
-        return bool((np.abs(at - at.round()) < _OFF_GRID).all())
+        return bool((np.abs(at - at.round()) < _slack(times_s, fps)).all())
 
     if stated and fits(stated):
         return stated
@@ -348,5 +348,11 @@ def _on_grid(sampler: Sampler, fps: float) -> Sampler:
     """The same with times that mean a key of the take at it exactly: float32 has 0.04 s as 0.03999999911."""
     at = sampler.times_s * fps
     near = at.round()
-    times_s = np.where(np.abs(at - near) < _OFF_GRID, near, at) / fps
+    times_s = np.where(np.abs(at - near) < _slack(sampler.times_s, fps), near, at) / fps
     return Sampler(times_s, sampler.values, sampler.interpolation)
+
+
+def _slack(times_s: np.ndarray, fps: float) -> np.ndarray:
+    """How far from a key a time may lie that means it, in keys: float32 knows 3 h to 1 ms, 0.06 of a key at 60."""
+    spacing_s = np.spacing(times_s.astype(np.float32)).astype(np.float64)
+    return np.minimum(_OFF_GRID + spacing_s * fps, _MOST_OFF_GRID)

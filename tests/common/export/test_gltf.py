@@ -285,6 +285,14 @@ def test_keys_at_another_rate_and_a_late_start_are_played_as_they_are(tmp_path: 
     assert np.linalg.norm(found.points[:3] - take.points[0], axis=-1).max() < OFF_M
 
 
+def test_keys_hours_away_are_told_although_float32_is_coarse_there() -> None:
+    times_s = (np.arange(648_000) / 60).astype(np.float32).astype(float)  # three hours
+    assert np.abs(times_s * 60 - np.arange(648_000)).max() > gltf._OFF_GRID
+    assert gltf._rate(times_s, 60.0) == 60
+    on_grid = gltf._on_grid(Sampler(times_s, np.zeros((648_000, 1)), "LINEAR"), 60.0)
+    assert (on_grid.times_s == np.arange(648_000) / 60).all()
+
+
 def test_a_face_without_animation_is_one_key(tmp_path: Path) -> None:
     def frozen(document: Document, binary: bytes) -> bytes:
         del document["animations"]
