@@ -187,11 +187,10 @@ def test_a_row_that_is_missing_in_the_middle_is_named(tmp_path: Path) -> None:
 
 
 @BOTH
-def test_times_that_say_another_rate_are_believed(tmp_path: Path, kind: str) -> None:
-    path = written(smooth_take(10, 30.0), tmp_path, kind)
-    text = path.read_text().replace('"fps": 30.0', '"fps": 24.0')
-    path.write_text(text)
-    assert read(path).fps == 30.0
+@pytest.mark.parametrize(("fps", "stated"), [(30.0, 24.0), (24.0, 23.976), (24000 / 1001, 24.0)])
+def test_times_that_say_another_rate_are_believed(tmp_path: Path, kind: str, fps: float, stated: float) -> None:
+    path = damaged(written(smooth_take(10, fps), tmp_path, kind), f'"fps": {fps}', f'"fps": {stated}')
+    assert read(path).fps == pytest.approx(fps, abs=1e-3)  # three decimals
 
 
 @BOTH
