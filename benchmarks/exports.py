@@ -11,7 +11,6 @@ resident set so far, before (imports and the Motion) and after.
 
 import argparse
 import multiprocessing
-import resource
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from typing import TypeVar
 
 import torch
 
-from benchmarks.report import markdown, run_main
+from benchmarks.report import markdown, peak_memory_mb, run_main
 from common.export import formats
 from common.export.formats import Request
 from common.motion import Motion
@@ -105,10 +104,6 @@ def cost(row: Row, take_path: Path, fps: float | None) -> list[str]:
         formats.write(motion, asked)
         spent_s, size_mb = time.process_time() - started, path.stat().st_size / 1e6
     return [f"{spent_s:.1f} s", f"{before_mb:.0f} MB", f"{peak_memory_mb():.0f} MB", f"{size_mb:.1f} MB"]
-
-
-def peak_memory_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 if __name__ == "__main__":

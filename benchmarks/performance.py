@@ -10,7 +10,6 @@ its delay is from the beginning of a block to when it can be made, without the c
 
 import argparse
 import multiprocessing
-import resource
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -26,7 +25,7 @@ from a2m.pipeline import AudioToMotion
 from a2m.speech import analyse
 from a2m.streaming import Schedule
 from benchmarks.openings import ATOM, load_atom
-from benchmarks.report import markdown, run_main
+from benchmarks.report import markdown, peak_memory_mb, run_main
 from common.audio import FPS, SAMPLE_RATE_HZ
 from common.face.pos import Pose
 from common.media import read_audio
@@ -67,10 +66,6 @@ def cost(seconds: float, weights: str, n_steps: int | None) -> tuple[float, floa
     before_mb, started = peak_memory_mb(), time.process_time()
     pipeline(audio, reference, pose, (256, 256), n_steps=n_steps)
     return time.process_time() - started, before_mb, peak_memory_mb()
-
-
-def peak_memory_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def streaming(model: AToMNet, blocks: list[int], n_steps: int | None, seconds: float = 30.0) -> str:

@@ -1,6 +1,7 @@
 """What every benchmark shares: rows of the data's index, means and their spread over persons, Markdown tables."""
 
 import math
+import resource
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -129,3 +130,8 @@ def _field(scores: Sequence[object], column: Column) -> list[float]:
 
 def count(persons: Sequence[str]) -> str:
     return f"{len(persons)} clips, {len(set(persons))} person labels"
+
+
+def peak_memory_mb() -> float:
+    """The largest resident set of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # KiB on Linux

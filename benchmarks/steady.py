@@ -11,7 +11,6 @@ mouth closed, half open and wide open: the mouths of the results, found again by
 
 import argparse
 import math
-import resource
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from benchmarks.leaks import leak, speakers
 from benchmarks.renders import MOST_PSNR, REAL, Scene, read_scene
-from benchmarks.report import clips, is_word, markdown, run_main
+from benchmarks.report import clips, is_word, markdown, peak_memory_mb, run_main
 from common.errors import InputError
 from common.face.model import LIPS, FaceModel
 from common.memory import keep_freed_memory
@@ -123,7 +122,7 @@ def length(scene: Scene, film: Film, seconds: float) -> str:
     ends = [np.ones((N_COMPARED, *scene.frames.shape[1:]), np.uint8) for _ in range(2)]  # memory that is in use by now
     changes: dict[str, list[float]] = {"ours": [], REAL: []}
     before: np.ndarray | None = None
-    peaks_mb = {"before": peak_mb()}
+    peaks_mb = {"before": peak_memory_mb()}
     for k, frame in enumerate(film(scene.landmarks[numbers], 0)):
         shown = as_picture(frame)
         if before is not None:
@@ -137,8 +136,8 @@ def length(scene: Scene, film: Film, seconds: float) -> str:
         if k >= n - N_COMPARED:
             ends[1][k - n] = shown
         if k + 1 in (BEGINNING_S * FPS, LATER_S * FPS):
-            peaks_mb[f"after {(k + 1) // FPS} s"] = peak_mb()
-    peaks_mb["at the end"] = peak_mb()
+            peaks_mb[f"after {(k + 1) // FPS} s"] = peak_memory_mb()
+    peaks_mb["at the end"] = peak_memory_mb()
     another = np.stack([as_picture(frame) for frame in film(scene.landmarks[:N_COMPARED], 1)])
     n_judged = int(scene.valid[:N_COMPARED].sum())
     lines = [
@@ -196,10 +195,6 @@ def joins_table(changes: dict[str, list[float]], joins: np.ndarray) -> str:
     return markdown(
         ["change in the face, grey levels", "inside clips", "at joins", "95 % inside", "joins above", "n"], rows
     )
-
-
-def peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # KiB on Linux
 
 
 def _psnr(frame: np.ndarray, truth: np.ndarray) -> float:
