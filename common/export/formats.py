@@ -1,6 +1,8 @@
 """Which file a take goes into, by the suffix of its name, and which files come back as a Motion.
 
-`request` says before any work whether files can be written, `write` writes all of them or none.
+`request` says before any work whether files can be written, `write` writes all of them or none. On the way a Motion
+becomes a take in metres (`take`), ARKit's curves say what its face does (`arkit`), meshes move by those curves and by
+correctives (`morphs`). Each format is a module of its own.
 """
 
 from __future__ import annotations
