@@ -2,7 +2,7 @@
 
 World space is face space seen by the camera: right-handed, x to the picture's right (the person's left), y up, z
 towards the camera, which is where an unturned face looks. Its origin is where that of the head rests: the middle of
-the points that move with the skull (`common.face.model.RIGID`), between the eyes and a little behind them.
+the points that move with the skull (`common.face.model.RIGID`), 7 mm below the middle between the eyes.
 
 A Motion's pose is scaled orthography, in pixels: it knows how large a head looks, not how far away it is. Metres need a
 camera, so one is assumed: `CAMERA_DISTANCE_M` in front of the resting head, looking at the middle of the picture. Then
