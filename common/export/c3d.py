@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import InputError
-from common.export import c3d_reader
+from common.export import c3d_reader, rates
 from common.export.points import POINT_NAMES
 from common.export.take import Take, plain_header
 from common.export.turns import euler_deg, from_euler_deg
@@ -108,9 +108,9 @@ def _take(content: dict[str, np.ndarray]) -> Take:
     posed = _markers(content) @ axes.T
     (fps,) = content["rate"].tolist()
     text = "".join(content["header"].tolist())
-    header: dict[str, Any] = json.loads(text) if text else plain_header(fps)
+    header: dict[str, Any] = json.loads(text) if text else plain_header(rates.exact(fps))
     if abs(fps / float(header["fps"]) - 1) > 1e-4:  # somebody has resampled it; float32 knows rates to 1e-7
-        header["fps"] = fps
+        header["fps"] = rates.exact(fps)
     names = content["channel_labels"].tolist()[: content["channels"].shape[1]]
     if set(CHANNELS) <= set(names) and np.array_equal(axes, np.eye(3)):
         columns = [names.index(name) for name in CHANNELS]

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import InputError
+from common.export import rates
 from common.files import atomic_path, check_input, check_result, is_file
 
 if TYPE_CHECKING:  # a wrong flag should not wait for torch
@@ -32,7 +33,6 @@ MESHES = (".glb", ".usda", ".usdc")
 WRITTEN = (*MESHES, ".csv", ".json", ".npz", ".c3d", ".bvh")
 READ = (".npz", ".csv", ".json", ".c3d", ".glb", ".gltf")
 _EXTRA = {".usda": "pxr", ".usdc": "pxr", ".c3d": "ezc3d"}  # what writes them, of the extra `export`
-_NTSC = {23.976: 24000 / 1001, 23.98: 24000 / 1001, 29.97: 30000 / 1001, 59.94: 60000 / 1001}
 SLOWEST_FPS, FASTEST_FPS = 1.0, 1000.0
 MOST_KEY_ERROR_MM = 10.0
 
@@ -125,8 +125,8 @@ def request(
         wav_paths = [path for path in beside if not (is_file(path) and path.samefile(sound_path))]
         for path in wav_paths:
             check_result(path, (".wav",), inputs, overwrite)
-    exact = None if fps is None else _NTSC.get(fps, fps)
-    return Request(tuple(named), exact, key_error_mm or 0.0, is_livelink, face_model, sound_path, tuple(wav_paths))
+    rate = None if fps is None else rates.exact(fps)
+    return Request(tuple(named), rate, key_error_mm or 0.0, is_livelink, face_model, sound_path, tuple(wav_paths))
 
 
 def write(motion: Motion, asked: Request, overwrite: bool = False) -> tuple[list[str], list[str]]:
@@ -149,7 +149,7 @@ def write(motion: Motion, asked: Request, overwrite: bool = False) -> tuple[list
             copy_wav(asked.sound_path, files.enter_context(atomic_path(path, overwrite)))
     made = [f"{path}: {take.n_keys} keys, {take.fps:.6g} a second, {_size(path)}" for path in asked.paths]
     made += [f"{path}: the sound, {_size(path)}" for path in asked.wav_paths]
-    return _notes(take, motion, asked, curves), made
+    return _notes(take, motion, asked, curves, meshes), made
 
 
 def read(path: Path) -> Motion:
@@ -252,7 +252,7 @@ def _check_extra(path: Path) -> None:
         raise InputError(f"{path.suffix} needs the extra `export`: run it with `uv run --extra export`")
 
 
-def _notes(take: Take, motion: Motion, asked: Request, curves: Curves | None) -> list[str]:
+def _notes(take: Take, motion: Motion, asked: Request, curves: Curves | None, meshes: Sequence[MorphMesh]) -> list[str]:
     notes = []
     if not math.isclose(take.fps, motion.fps):
         notes.append(f"retimed: {motion.n_frames} frames at {motion.fps:.6g} a second became {take.n_keys} keys")
@@ -264,7 +264,8 @@ def _notes(take: Take, motion: Motion, asked: Request, curves: Curves | None) ->
     if asked.key_error_mm:
         from common.export.keys import face_keys, head_keys
 
-        face, head = (len(kept(take, asked.key_error_mm / 1000)) for kept in (face_keys, head_keys))
+        error_m = asked.key_error_mm / 1000
+        face, head = len(face_keys(take, error_m, meshes)), len(head_keys(take, error_m))
         notes.append(f"keys: {face} for the face and {head} for the head stay within {asked.key_error_mm:g} mm")
     return notes
 

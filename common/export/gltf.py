@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from common.errors import InputError
+from common.export import rates
 from common.export.gltf_file import (
     BINARY_CHUNK,
     JSON_CHUNK,
@@ -42,7 +43,6 @@ _USHORT, _UINT, _FLOAT = 5123, 5125, 5126
 _VERTICES, _TRIANGLES = 34962, 34963  # what a buffer view is for
 _STILL_M = 1e-6  # a dense mesh's vertex that a target moves by less counts as one that it doesn't move
 _SPARSE_PAYS = 1000  # bytes saved: a sparse accessor costs some 300 in JSON, and small meshes stay plain
-_RATES = (24000 / 1001, 24, 25, 30000 / 1001, 30, 48, 50, 60000 / 1001, 60, 90, 100, 120)
 _MOST_FPS, _USUAL_FPS = 1000, 25.0
 _OFF_GRID, _MOST_OFF_GRID = 0.02, 0.45  # of a key: what tools are off by; beyond, it could be the next one
 _MOST_TARGETS = 4096
@@ -338,7 +338,7 @@ def _rate(times_s: np.ndarray, stated: float | None) -> float:
         return stated or _USUAL_FPS
     near = gaps[gaps < 1.5 * gaps.min()]
     own = 1 / near.mean()
-    for fps in (*sorted(_RATES, key=lambda rate: abs(rate - own)), round(own, 3)):
+    for fps in (*sorted(rates.USUAL, key=lambda rate: abs(rate - own)), round(own, 3)):
         if abs(fps / own - 1) < 0.01 and fits(fps):
             return fps
     return stated or own

@@ -17,6 +17,7 @@ from typing import Any, TextIO
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from common.export import rates
 from common.export.points import POINT_NAMES
 from common.export.take import Take, plain_header
 from common.export.turns import TURNS, euler_deg, from_euler_deg
@@ -202,4 +203,4 @@ def _rate(time_s: np.ndarray | None, stated_fps: float | None) -> float:
         raise ValueError(f"time_s doesn't go on evenly from row {leap + 1} to {leap + 2}")
     if stated_fps is not None and abs(step * stated_fps - 1) < _RATE_SLACK:
         return stated_fps
-    return round(1 / step, 3)
+    return rates.exact(round(1 / step, 3))
