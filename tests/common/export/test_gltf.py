@@ -1,68 +1,28 @@
 """glTF: what is written means the take to anyone who keeps to the specification, and comes back."""
 
-import base64
 import json
 import os
 import shutil
-import struct
 import subprocess
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from scipy.interpolate import CubicHermiteSpline
 from scipy.spatial.transform import Rotation, Slerp
 
 from common.errors import InputError
 from common.export import gltf
-from common.export.arkit import solve
 from common.export.gltf_file import GltfFile, Sampler, evaluate
-from common.export.morphs import EXACT_M, MorphMesh, landmark_mesh
+from common.export.morphs import MorphMesh
 from common.export.points import POINT_NAMES
 from common.export.take import Take
+from tests.common.export.gltf_parts import OFF_M, Document, appended, as_text, edited, floats, parts, written
 from tests.common.export.takes import RATES, assert_close, smooth_take, takes
 
-OFF_M = 1.1 * EXACT_M  # of a point that comes back: what correctives leave, and float32
 VALIDATOR = "gltf-validator@2.0.0-dev.3.10"
-
-Document = dict[str, Any]
-
-
-def written(folder: Path, take: Take, *more: MorphMesh, key_error_m: float = 0.0) -> Path:
-    path = folder / "take.glb"
-    gltf.write(path, take, [landmark_mesh(take, solve(take)), *more], key_error_m)
-    return path
-
-
-def parts(path: Path) -> tuple[Document, bytes]:
-    """The JSON and the binary of a .glb, as the specification says where they are (4.4)."""
-    content = path.read_bytes()
-    magic, version, length, n_json, kind = struct.unpack_from("<4sIII4s", content)
-    assert (magic, version, length, kind) == (b"glTF", 2, len(content), b"JSON")
-    n_binary, kind = struct.unpack_from("<I4s", content, 20 + n_json)
-    assert kind == b"BIN\0" and length == 28 + n_json + n_binary and n_json % 4 == n_binary % 4 == 0
-    return json.loads(content[20 : 20 + n_json]), content[28 + n_json :]
-
-
-def as_text(path: Path, document: Document, binary: bytes) -> Path:
-    """The same as one .gltf: JSON with its binary inside."""
-    document["buffers"] = [{"byteLength": len(binary), "uri": "data:;base64," + base64.b64encode(binary).decode()}]
-    path.write_text(json.dumps(document))
-    return path
-
-
-def floats(document: Document, binary: bytes, number: int) -> np.ndarray:
-    """A tightly packed accessor of floats."""
-    accessor = document["accessors"][number]
-    view = document["bufferViews"][accessor["bufferView"]]
-    width = {"SCALAR": 1, "VEC3": 3, "VEC4": 4}[accessor["type"]]
-    assert accessor["componentType"] == 5126 and view["byteLength"] == 4 * width * accessor["count"]
-    return np.frombuffer(binary, "<f4", width * accessor["count"], view["byteOffset"]).reshape(-1, width)
 
 
 def same(take: Take, other: Take) -> None:
@@ -194,21 +154,6 @@ def test_a_take_that_float32_cannot_time_is_refused(tmp_path: Path) -> None:
 # ---- what other tools make of it ------------------------------------------------------------------------------------
 
 
-def edited(folder: Path, take: Take, edit: Callable[[Document, bytes], bytes]) -> Take:
-    """A take as it comes back when a tool did this to its file."""
-    document, binary = parts(written(folder, take))
-    return gltf.read(as_text(folder / "edited.gltf", document, edit(document, binary)))
-
-
-def appended(document: Document, binary: bytes, values: np.ndarray, kind: str) -> tuple[int, bytes]:
-    """Another accessor of floats."""
-    binary += bytes(-len(binary) % 4)
-    document["bufferViews"].append({"buffer": 0, "byteOffset": len(binary), "byteLength": 4 * values.size})
-    view, count = len(document["bufferViews"]) - 1, values.size // {"SCALAR": 1, "VEC3": 3, "VEC4": 4}[kind]
-    document["accessors"].append({"bufferView": view, "componentType": 5126, "count": count, "type": kind})
-    return len(document["accessors"]) - 1, binary + values.astype("<f4").tobytes()
-
-
 def test_vertices_in_another_order_are_found_by_name(tmp_path: Path) -> None:
     take, order = smooth_take(4), np.random.default_rng(0).permutation(68)
 
@@ -321,164 +266,6 @@ def test_keys_are_joined_as_scipy_joins_them(n: int) -> None:
         assert (found * Slerp(times, turns)(inside).inv()).magnitude().max() < 1e-6
         stepped = evaluate(Sampler(times, values, "STEP"), at)
         assert (stepped == values[(np.searchsorted(times, inside, "right") - 1).clip(0)]).all()
-
-
-# ---- what is no take ------------------------------------------------------------------------------------------------
-
-
-def nested(document: Document) -> None:
-    document["nodes"][1]["children"] = [0]
-
-
-def endless(document: Document) -> None:
-    document["accessors"][0] |= {"count": 10**15}
-
-
-def many_zeros(document: Document) -> None:
-    position = document["meshes"][0]["primitives"][0]["attributes"]["POSITION"]
-    del document["accessors"][position]["bufferView"]
-    document["accessors"][position]["count"] = 10**12
-
-
-def many_keys(document: Document) -> None:
-    document["scenes"][0]["extras"]["duet_take"] = document["scenes"][0]["extras"]["duet_take"].replace(
-        '"fps": 25.0', '"fps": 1e300'
-    )
-
-
-def negative_view(document: Document) -> None:
-    document["accessors"][0]["bufferView"] = -1
-
-
-def outside(document: Document) -> None:
-    document["buffers"] = [{"byteLength": 10, "uri": "../../../../etc/passwd"}]
-
-
-def compressed(document: Document) -> None:
-    document["extensionsRequired"] = ["KHR_draco_mesh_compression"]
-
-
-def skinned(document: Document) -> None:
-    document["nodes"][1]["skin"] = 0
-
-
-def faceless(document: Document) -> None:
-    document["meshes"][0]["primitives"] *= 2
-
-
-def few_weights(document: Document) -> None:
-    document["meshes"][0]["primitives"][0]["targets"].pop()
-
-
-def no_asset(document: Document) -> None:
-    del document["asset"]
-
-
-def no_header(document: Document) -> None:
-    document["scenes"][0]["extras"]["duet_take"] = "[1, 2]"
-
-
-def flat(document: Document) -> None:
-    document["nodes"][0]["scale"] = [float("nan")] * 3
-
-
-@pytest.mark.parametrize(
-    ("damage", "reason"),
-    [
-        (nested, "nested without end"),
-        (endless, "beyond its view"),
-        (many_zeros, "no mesh of 68 points"),
-        (many_keys, "spread over"),
-        (negative_view, "-1 stands where"),
-        (outside, "not beside it"),
-        (compressed, "compressed with KHR_draco"),
-        (skinned, "skeleton"),
-        (faceless, "no mesh of 68 points"),
-        (few_weights, "morph targets"),
-        (no_asset, "lacks 'asset'"),
-        (no_header, "no header"),
-        (flat, "not finite"),
-    ],
-)
-def test_what_does_not_fit_is_refused_with_the_reason(
-    tmp_path: Path, damage: Callable[[Document], None], reason: str
-) -> None:
-    document, binary = parts(written(tmp_path, smooth_take(3)))
-    path = as_text(tmp_path / "damaged.gltf", document, binary)
-    damage(document)
-    path.write_text(json.dumps(document))
-    with pytest.raises(InputError, match=reason) as refusal:
-        gltf.read(path).motion()
-    assert str(path) in str(refusal.value) and "\n" not in str(refusal.value)
-
-
-@pytest.mark.parametrize(
-    "content", [b"glTF", b"glTF\2\0\0\0\xff\xff\xff\xff", b"[" * 100_000, b"{}", b"\xff\xfe", b"1"]
-)
-def test_what_is_no_gltf_is_refused(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "a.glb"
-    path.write_bytes(content)
-    with pytest.raises(InputError, match="not a usable glTF file"):
-        gltf.read(path)
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return written(tmp_path_factory.mktemp("gltf"), smooth_take(3))
-
-
-@settings(max_examples=1500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
-def test_damaged_bytes_are_a_take_or_refused(small: Path, tmp_path: Path, data: st.DataObject) -> None:
-    content = bytearray(small.read_bytes())
-    for _ in range(data.draw(st.integers(1, 4))):
-        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-    path = tmp_path / "damaged.glb"
-    path.write_bytes(content[: data.draw(st.sampled_from([len(content), len(content) // 2, 30]))])
-    read_or_refused(path)
-
-
-JUNK = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(-(2**70), 2**70),
-    st.integers(-3, 300),
-    st.floats(),
-    st.text(max_size=5),
-    st.lists(st.integers(-1, 5), max_size=3),
-    st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
-)
-
-
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
-def test_wrong_json_is_a_take_or_refused(small: Path, tmp_path: Path, data: st.DataObject) -> None:
-    """One value anywhere in the file's JSON is something else, or gone."""
-    document, binary = parts(small)
-    document["buffers"][0]["uri"] = "data:;base64," + base64.b64encode(binary).decode()
-    place: Any = document
-    while True:
-        key = data.draw(st.sampled_from(sorted(place) if isinstance(place, dict) else range(len(place))))
-        inner = place[key]
-        if not isinstance(inner, dict | list) or not inner or data.draw(st.integers(0, 3)) == 0:
-            break
-        place = inner
-    if data.draw(st.booleans()):
-        place[key] = data.draw(JUNK)
-    else:
-        del place[key]
-    path = tmp_path / "wrong.gltf"
-    path.write_text(json.dumps(document))
-    read_or_refused(path)
-
-
-def read_or_refused(path: Path) -> None:
-    try:
-        found = gltf.read(path)
-    except InputError as refusal:
-        assert str(path) in str(refusal) and len(str(refusal)) < len(str(path)) + 400
-    else:
-        assert found.points.shape == (found.n_keys, 68, 3)
 
 
 # ---- the Khronos validator ------------------------------------------------------------------------------------------
