@@ -1,6 +1,7 @@
 """What every program shares: overrides in, one sentence out where the user can mend it, a clean end when stopped."""
 
 import logging
+import os
 import re
 import signal
 import sys
@@ -34,6 +35,10 @@ def run(
     logging.basicConfig(format=form, level=level, stream=sys.stderr)
     try:
         program(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has read enough; Python flushes once more as it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except InputError as error:
         fail(str(error))
     except RuntimeError as error:

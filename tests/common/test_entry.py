@@ -1,6 +1,8 @@
 """How programs end."""
 
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -36,6 +38,14 @@ def test_what_is_our_own_fault_is_not_hidden() -> None:
 
     with pytest.raises(RuntimeError, match="a bug"):
         entry.run(program)
+
+
+def test_a_reader_that_has_read_enough_is_no_error() -> None:
+    program = "from common import entry; entry.run(lambda argv: print('a line'))"
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+        assert run.stdout and run.stderr
+        run.stdout.close()  # long before it prints: it has yet to start
+        assert (run.stderr.read(), run.wait()) == (b"", 141)
 
 
 def test_a_run_under_nohup_outlives_its_terminal() -> None:
