@@ -62,6 +62,8 @@ def read_csv(path: Path) -> Take:
         _check_size(path)
         header, names, delimiter = _csv_head(file)
         wanted = [*HEAD_COLUMNS, *FRONTAL_COLUMNS]
+        if "BlendShapeCount" in names:
+            raise ValueError("it is Live Link Face's, whose curves don't come back as points")
         if missing := [name for name in wanted if name not in names]:
             raise ValueError(f"it lacks {len(missing)} of {len(wanted)} columns, {missing[0]} the first")
         wanted += ["time_s"] * ("time_s" in names)
@@ -100,8 +102,8 @@ def read_json(path: Path) -> Take:
     with reading(path, WHAT):
         _check_size(path)
         content = json.loads(path.read_text("utf-8-sig"), object_hook=_packed)
-        keys = content["keys"]
-        if not isinstance(keys, list) or not keys:
+        keys = content["keys"] if isinstance(content, dict) else None
+        if not isinstance(keys, list) or not keys or not all(isinstance(key, dict) for key in keys):
             raise ValueError("its keys are not a list of at least one")
         points, rotation, position = (np.stack([key[name] for key in keys]) for name in _JSON_SHAPES)
         time_s = np.array([key["time_s"] for key in keys], np.float64) if "time_s" in keys[0] else None

@@ -193,6 +193,19 @@ def test_times_that_say_another_rate_are_believed(tmp_path: Path, kind: str, fps
     assert read(path).fps == pytest.approx(fps, abs=1e-3)  # three decimals
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.json", "[]", "its keys are not a list"),
+        ("a.json", '{"keys": [1]}', "its keys are not a list"),
+        ("a.csv", "Timecode,BlendShapeCount,EyeBlinkLeft\n00:00:00:00.000,61,0.5\n", "Live Link Face's"),
+    ],
+)
+def test_files_of_another_kind_are_told(tmp_path: Path, name: str, content: str, reason: str) -> None:
+    (tmp_path / name).write_text(content)
+    assert reason in refused(tmp_path / name)
+
+
 @BOTH
 @pytest.mark.parametrize("number", ["nan", "1e999", "x", ""])
 def test_what_is_not_a_finite_number_is_refused(tmp_path: Path, kind: str, number: str) -> None:
