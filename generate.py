@@ -103,12 +103,7 @@ def read_speech(path: Path) -> "torch.Tensor":
 
 def read_motion(args: argparse.Namespace) -> "Motion":
     """A Motion made earlier; a note where the recording that goes with it is longer or shorter."""
-    from common.face.model import FaceModel
-
-    motion, model = load_motion(args.motion), FaceModel.builtin()
-    farthest_m = float((motion.landmarks - motion.rest.landmarks).abs().max()) * model.metres_per_unit
-    if farthest_m > 0.15:
-        raise InputError(f"{args.motion} moves points of the face by {farthest_m:.2g} m: it is no face, make it again")
+    motion = load_motion(args.motion)
     say(f"motion: {args.motion}, {motion.n_frames} frames at {motion.fps:g} frames/s")
     if args.audio:
         sound_s = len(read_speech(args.audio)) / 16000

@@ -177,9 +177,13 @@ def resampled(sound: Sound, sample_rate_hz: int, n_channels: int) -> Sound:
     return Sound(sample_rate_hz, n_channels, (block for block in blocks if len(block)))
 
 
-def copy_wav(path: Path, wav_path: Path) -> None:
-    """Any recording, or the sound of a video, as 16-bit WAV with its own rate and channels; sample 0 is at time 0."""
+def copy_wav(path: Path, wav_path: Path) -> float:
+    """Any recording, or the sound of a video, as 16-bit WAV with its own rate and channels; its length in seconds.
+
+    Sample 0 is at time 0.
+    """
     sound = open_sound(path)
     with soundfile.SoundFile(wav_path, "w", sound.sample_rate_hz, sound.n_channels, "PCM_16", format="WAV") as file:
         for block in sound.blocks:
             file.write(block)
+        return file.frames / sound.sample_rate_hz

@@ -120,7 +120,10 @@ def _take(content: dict[str, np.ndarray]) -> Take:
     else:
         known = header.get("reference") or {"points_m": header["mean_m"]}
         rotation, position = aligned(posed, np.asarray(known["points_m"], np.float64).reshape(len(POINT_NAMES), 3))
-    if not text:  # a stage has its own origin; ours is where the head rests
+        if not text:  # a stage has its own axes, whichever way is up there; ours are those of the head that rests
+            posed, position = posed @ rotation[0], position @ rotation[0]
+            rotation = rotation[0].T @ rotation
+    if not text:
         posed, position = posed - position[0], position - position[0]
     return Take.of_header(header, (posed - position[:, None]) @ rotation, rotation, position)
 

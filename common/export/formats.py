@@ -35,6 +35,7 @@ READ = (".npz", ".csv", ".json", ".c3d", ".glb", ".gltf")
 _EXTRA = {".usda": "pxr", ".usdc": "pxr", ".c3d": "ezc3d"}  # what writes them, of the extra `export`
 SLOWEST_FPS, FASTEST_FPS = 1.0, 1000.0
 MOST_KEY_ERROR_MM = 10.0
+MOST_MOVED_M = 0.15  # of a face's points
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,7 @@ def write(motion: Motion, asked: Request, overwrite: bool = False) -> tuple[list
     has_meshes = any(path.suffix.lower() in MESHES for path in asked.paths)
     curves = curves_of(take, model) if asked.is_livelink or has_meshes else None
     meshes = _meshes(take, curves, model) if curves and has_meshes else []
+    sound_s = None
     with ExitStack() as files:
         for path in asked.paths:
             _write(files.enter_context(atomic_path(path, overwrite)), take, curves, meshes, asked)
@@ -146,20 +148,27 @@ def write(motion: Motion, asked: Request, overwrite: bool = False) -> tuple[list
             from common.sound import copy_wav
 
             assert asked.sound_path is not None
-            copy_wav(asked.sound_path, files.enter_context(atomic_path(path, overwrite)))
-    made = [f"{path}: {take.n_keys} keys, {take.fps:.6g} a second, {_size(path)}" for path in asked.paths]
+            sound_s = copy_wav(asked.sound_path, files.enter_context(atomic_path(path, overwrite)))
+    keys = f"{take.n_keys} key{'s' * (take.n_keys != 1)}"
+    made = [f"{path}: {keys}, {take.fps:.6g} a second, {_size(path)}" for path in asked.paths]
     made += [f"{path}: the sound, {_size(path)}" for path in asked.wav_paths]
-    return _notes(take, motion, asked, curves, meshes), made
+    notes = _notes(take, motion, asked, curves, meshes)
+    if sound_s is not None and abs(sound_s - motion.duration_s) > 1 / motion.fps:
+        notes.append(f"the sound lasts {sound_s:.2f} s, the take {motion.duration_s:.2f} s: both begin at 0")
+    return notes, made
 
 
 def read(path: Path) -> Motion:
     """A Motion, or what `write` made of one and somebody edited; raises InputError that names the file."""
-    suffix = path.suffix.lower()
-    if suffix == ".npz":
-        from common.motion import Motion
+    from common.face.published.assemble import METRES_PER_UNIT
+    from common.motion import Motion
 
-        return Motion.load(path)
-    return _read(path, suffix).motion()
+    suffix = path.suffix.lower()
+    motion = Motion.load(path) if suffix == ".npz" else _read(path, suffix).motion()
+    farthest_m = float((motion.landmarks - motion.rest.landmarks).abs().max()) * METRES_PER_UNIT
+    if farthest_m > MOST_MOVED_M:
+        raise InputError(f"{path} moves points of the face by {farthest_m:.2g} m: it is no face, make it again")
+    return motion
 
 
 def _read(path: Path, suffix: str) -> Take:

@@ -180,13 +180,15 @@ class Take:
 
     @staticmethod
     def of_header(header: dict[str, Any], points: np.ndarray, rotation: np.ndarray, position: np.ndarray) -> Take:
-        """`header` and the keys, a Motion; raises ValueError, KeyError or TypeError where they aren't that."""
+        """`header` and the keys, a Motion; raises ValueError or KeyError where they aren't that."""
         try:
             take = Take._of_header(header, points, rotation, position)
             take.motion()
             return take
         except OverflowError as error:  # JSON has numbers of any size
             raise ValueError(f"it holds a number that is none of a take's ({error})") from error
+        except TypeError as error:
+            raise ValueError("its header holds something of another kind than a take's") from error
 
     @staticmethod
     def _of_header(header: dict[str, Any], points: np.ndarray, rotation: np.ndarray, position: np.ndarray) -> Take:

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from common.errors import InputError
 from common.export import c3d
 from common.export.points import POINT_NAMES
-from common.export.take import Take
-from common.face.model import RIGID
+from common.export.take import METRES_PER_UNIT, Take
+from common.face.model import RIGID, FaceModel
 from tests.common.export.takes import RATES, assert_close, smooth_take, takes
 
 ezc3d = pytest.importorskip("ezc3d")
@@ -140,18 +140,25 @@ def test_a_rate_that_somebody_changed_is_believed(tmp_path: Path) -> None:
     assert c3d.read(edited(written(smooth_take(6), tmp_path), change)).fps == 50.0
 
 
-def test_markers_of_a_stage_are_nobodys_face_where_the_take_begins(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_z_up", [False, True])
+def test_markers_of_a_stage_are_nobodys_face_where_the_take_begins(tmp_path: Path, is_z_up: bool) -> None:
     take = smooth_take(6, 50.0)
 
     def change(content: Any) -> None:
         del content["parameters"]["DUET"]
         content["data"]["analogs"] = np.zeros((1, 0, 6))
         content["parameters"]["ANALOG"]["LABELS"]["value"] = []
-        content["data"]["points"][:3] += np.array([500.0, 1700.0, 3000.0])[:, None, None]
+        points = content["data"]["points"]
+        if is_z_up:
+            points[1], points[2] = -points[2].copy(), points[1].copy()
+        points[:3] += np.array([500.0, 1700.0, 3000.0])[:, None, None]
 
     again = c3d.read(edited(written(take, tmp_path), change))
     assert again.fps == 50.0 and not again.is_named and not again.position[0].any()
-    moves, truth = again.posed - again.posed[0], take.posed - take.posed[0]
+    np.testing.assert_allclose(again.rotation[0], np.eye(3), atol=1e-6)
+    mean = FaceModel.builtin().mean.double().numpy() * METRES_PER_UNIT
+    unturned, _ = c3d.aligned(take.posed[:1], mean)
+    moves, truth = again.posed - again.posed[0], (take.posed - take.posed[0]) @ unturned[0]
     np.testing.assert_allclose(moves, truth, atol=1e-6)  # float32 of metres
     again.motion()
 

@@ -85,6 +85,23 @@ def test_a_recording_that_lies_beside_the_files_stays(motion: Motion, tmp_path: 
     assert voice.read_bytes() == before
 
 
+def test_a_sound_of_another_length_is_said(motion: Motion, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "voice.wav", np.zeros(16_000 * 3), 16_000)
+    notes, _ = formats.write(motion, formats.request([tmp_path / "a.json"], sound_path=tmp_path / "voice.wav"))
+    assert notes == ["the sound lasts 3.00 s, the take 1.20 s: both begin at 0"]
+
+
+@pytest.mark.parametrize("name", ["far.npz", "far.json"])
+def test_points_that_are_no_face_are_refused(tmp_path: Path, name: str) -> None:
+    take = smooth_take(5)
+    points = take.points.copy()
+    points[2, 8, 1] -= 0.4
+    far = replace(take, points=points)
+    formats.write(far.motion(), formats.request([tmp_path / name]))
+    with pytest.raises(InputError, match=f"{name} moves points of the face by 0.4 m"):
+        formats.read(tmp_path / name)
+
+
 def test_live_link_face_is_named_as_its_takes_are(exported: Path, tmp_path: Path) -> None:
     assert run("convert", exported / "made.npz", tmp_path / "talk.csv", "--export-format", "livelink") == 0
     assert [path.name for path in tmp_path.iterdir()] == ["talk_1_duet.csv"]
