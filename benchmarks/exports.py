@@ -11,6 +11,7 @@ resident set so far, before (imports and the Motion) and after.
 
 import argparse
 import multiprocessing
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -79,6 +80,7 @@ def main() -> None:
 def in_its_own_process(work: Callable[..., T], *arguments: object) -> T:
     """Peaks are of a process, and one that is started begins with those of the process that starts it: a small one."""
     context = multiprocessing.get_context("spawn")
+    os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # NumPy's; a second one would count as it waits
     with ProcessPoolExecutor(1, context, initializer=torch.set_num_threads, initargs=(1,)) as process:
         return process.submit(work, *arguments).result()
 
