@@ -206,6 +206,10 @@ def _contradictions(args: argparse.Namespace) -> list[tuple[bool, str]]:
             "--debug-dir shows stage two, which --motion-only and --export leave out: add --out, or drop it",
         ),
         (
+            bool((args.renderer or args.size) and not makes_video(args)),
+            "--renderer and --size are of the video, and none is asked for: leave them away, or name one with --out",
+        ),
+        (
             not args.export and formats.has_flags(args),
             "--fps, --key-error, --export-format and --face-model are of --export: name its files, or leave them away",
         ),

@@ -79,6 +79,8 @@ def test_a_video_is_made_too_where_it_is_asked_for(folder: Path, tmp_path: Path)
         (["--audio", "a.wav", "--out", "a.mp4", "--export", "a.glb"], "Give a picture"),
         (["--audio", "a.wav", "--image", "b.png", "--fps", "30"], "are of --export"),
         (["--audio", "a.wav", "--export", "a.glb", "--debug-dir", "d"], "leave out"),
+        (["--audio", "a.wav", "--export", "a.glb", "--renderer", "warp"], "are of the video"),
+        (["--audio", "a.wav", "--motion-only", "a.npz", "--size", "512"], "are of the video"),
         (["--audio", "a.wav", "--export", "seed=3"], "names no file"),
         (["--audio", SPEECH, "--image", PORTRAIT, "--export", "a.npz", "--motion-only", "./a.npz"], "its own name"),
     ],
