@@ -126,6 +126,11 @@ def request(
         wav_paths = [path for path in beside if not (is_file(path) and path.samefile(sound_path))]
         for path in wav_paths:
             check_result(path, (".wav",), inputs, overwrite)
+    if face_model:
+        from common.face.published import lookup
+
+        if (found := lookup.find(face_model)) and not found[1].exists():
+            raise found[0].missing(found[1])
     rate = None if fps is None else rates.exact(fps)
     return Request(tuple(named), rate, key_error_mm or 0.0, is_livelink, face_model, sound_path, tuple(wav_paths))
 

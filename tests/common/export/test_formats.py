@@ -65,6 +65,11 @@ def test_a_rate_is_what_the_files_have(exported: Path, tmp_path: Path) -> None:
         assert back.n_frames == 35  # keys from 0 to at most the last of 30 at 25
 
 
+def test_a_face_model_that_is_not_there_is_refused_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nobody\.mat is missing, which .* needs"):
+        formats.request([tmp_path / "a.glb"], face_model=str(tmp_path / "nobody.mat"))
+
+
 def test_all_files_are_written_or_none(motion: Motion, tmp_path: Path) -> None:
     (tmp_path / "b.csv").write_text("precious")
     with pytest.raises(InputError, match=r"b\.csv exists already"):
