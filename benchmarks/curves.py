@@ -2,8 +2,8 @@
 
     python -m benchmarks.curves --data DIR [--split test] [--face-model FOLDER]
 
-Running speech, figures by person with 95 % intervals. A track's neutral face is the mean of the frames with the mouth
-most closed and the eyes open. Blinks are found in the tracks as `a2m.pose` does.
+Running speech, figures by person with 95 % intervals. A track's neutral face is that of a frame with open eyes and
+the mouth about as closed as it gets, and closed where it isn't. Blinks are found in the tracks as `a2m.pose` does.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from a2m.pose import find_blinks, relative_aperture
 from benchmarks.report import by_person, clips, count, estimate, is_word, markdown, run_main
 from common.audio import FPS
 from common.export import formats
-from common.export.arkit import CURVES, SEEN
+from common.export.arkit import CURVES, SEEN, closed_mouth
 from common.export.take import Take
 from common.face.model import JAW, LIPS, FaceModel
 from common.motion import Motion, Reference
@@ -53,7 +53,7 @@ def score(clip: Clip, model: FaceModel, arkit_model: FaceModel | None) -> Score:
     rest = Reference(clip.lm3d[frame], clip.pose[frame])
     take = Take.of(Motion(clip.lm3d, model.mean, clip.pose, FPS, (256, 256), reference=rest))
     curves = formats.curves_of(take, arkit_model)
-    moves = take.points - take.neutral
+    moves = take.points - closed_mouth(take)  # what the curves are solved from
     left = moves - np.einsum("tk,kpc->tpc", curves.values, curves.basis)
     both = curves.values[:, [CURVES.index("eyeBlinkLeft"), CURVES.index("eyeBlinkRight")]].mean(axis=1)  # [T]
     blinks, is_near = find_blinks(aperture), np.zeros(take.n_keys, bool)

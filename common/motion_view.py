@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from common import entry
 from common.export import formats
 from common.export.take import Take
-from common.face.draw import CHANNELS
+from common.face.draw import CHANNELS, COLOURS
 from common.face.model import INNER_LIP
 from common.face.rotations import euler_rad
 from common.files import check_result, is_file
@@ -41,7 +41,6 @@ MARGIN_M, GRID_M = 0.01, 0.05
 DEPTH_M, FAINTEST = 0.07, 0.25  # what is so far behind the head's middle has that much of its colour
 BACKGROUND, GRID, AXIS, TEXT = (22, 24, 29), (40, 44, 52), (72, 78, 90), (176, 184, 196)
 WAVE, CURSOR, MOUTH, UNDER = (96, 122, 158), (255, 255, 255), (84, 16, 40), (72, 30, 50)
-COLOURS = ((255, 176, 0), (100, 220, 255), (255, 64, 128))  # of CHANNELS: told apart by the colour-blind too
 OPENING = COLOURS[2]  # as the lips
 STROKES = tuple(
     (start, end, colour)

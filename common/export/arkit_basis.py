@@ -19,10 +19,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import torch
 from scipy.spatial.transform import Rotation
 
+from common.face import model
 from common.face.lids import CLOSED
-from common.face.model import LEFT_EYE, MIRROR, RIGHT_EYE
+from common.face.model import MIRROR
 
 EYE_DISTANCE_M = 0.063  # of the face that the millimetres are of
 JAW_OPEN_DEG = 25.0
@@ -126,12 +128,12 @@ def other_side(name: str) -> str:
 
 def mirror(points: np.ndarray) -> np.ndarray:
     """Face-space points or displacements [..., 68, 3] of the mirrored face."""
-    return points[..., list(MIRROR), :] * [-1.0, 1.0, 1.0]
+    return model.mirror(torch.from_numpy(points)).numpy()
 
 
 def eye_distance(points: np.ndarray) -> float:
     """Distance of the eye centres of a face [68, 3]."""
-    return float(np.linalg.norm(points[list(RIGHT_EYE)].mean(axis=0) - points[list(LEFT_EYE)].mean(axis=0)))
+    return float(model.eye_distance(torch.from_numpy(points)))
 
 
 def _field(moves: Moves, scale: float) -> np.ndarray:

@@ -23,6 +23,7 @@ from common.files import atomic_path, check_input, check_result, is_file
 
 if TYPE_CHECKING:  # a wrong flag should not wait for torch
     from common.export.arkit import Curves
+    from common.export.keys import Kept
     from common.export.morphs import MorphMesh
     from common.export.take import Take
     from common.face.model import FaceModel
@@ -137,6 +138,7 @@ def request(
 
 def write(motion: Motion, asked: Request, overwrite: bool = False) -> tuple[list[str], list[str]]:
     """Write the Motion into every file that is asked for, or into none; notes and what was written, a line each."""
+    from common.export import keys
     from common.export.take import Take
 
     take = Take.of(motion)
@@ -145,19 +147,20 @@ def write(motion: Motion, asked: Request, overwrite: bool = False) -> tuple[list
     has_meshes = any(path.suffix.lower() in MESHES for path in asked.paths)
     curves = curves_of(take, model) if asked.is_livelink or has_meshes else None
     meshes = _meshes(take, curves, model) if curves and has_meshes else []
+    kept = keys.kept(take, asked.key_error_mm / 1000, meshes) if meshes else None
     sound_s = None
     with ExitStack() as files:
         for path in asked.paths:
-            _write(files.enter_context(atomic_path(path, overwrite)), take, curves, meshes, asked)
+            _write(files.enter_context(atomic_path(path, overwrite)), take, curves, meshes, kept, asked)
         for path in asked.wav_paths:
             from common.sound import copy_wav
 
             assert asked.sound_path is not None
             sound_s = copy_wav(asked.sound_path, files.enter_context(atomic_path(path, overwrite)))
-    keys = f"{take.n_keys} key{'s' * (take.n_keys != 1)}"
-    made = [f"{path}: {keys}, {take.fps:.6g} a second, {_size(path)}" for path in asked.paths]
+    n_keys = f"{take.n_keys} key{'s' * (take.n_keys != 1)}"
+    made = [f"{path}: {n_keys}, {take.fps:.6g} a second, {_size(path)}" for path in asked.paths]
     made += [f"{path}: the sound, {_size(path)}" for path in asked.wav_paths]
-    notes = _notes(take, motion, asked, curves, meshes)
+    notes = _notes(take, motion, asked, curves, kept)
     if sound_s is not None and abs(sound_s - motion.duration_s) > 1 / motion.fps:
         notes.append(f"the sound lasts {sound_s:.2f} s, the take {motion.duration_s:.2f} s: both begin at 0")
     return notes, made
@@ -207,12 +210,14 @@ def _meshes(take: Take, curves: Curves, model: FaceModel | None) -> list[MorphMe
     return [morphs.landmark_mesh(take, curves), *dense]
 
 
-def _write(path: Path, take: Take, curves: Curves | None, meshes: list[MorphMesh], asked: Request) -> None:
+def _write(
+    path: Path, take: Take, curves: Curves | None, meshes: list[MorphMesh], kept: Kept | None, asked: Request
+) -> None:
     suffix = path.suffix.lower()
     if suffix in MESHES:
         from common.export import gltf, usd
 
-        (gltf if suffix == ".glb" else usd).write(path, take, meshes, asked.key_error_mm / 1000)
+        (gltf if suffix == ".glb" else usd).write(path, take, meshes, kept)
     elif suffix == ".csv" and asked.is_livelink:
         from common.export import livelink
 
@@ -266,7 +271,7 @@ def _check_extra(path: Path) -> None:
         raise InputError(f"{path.suffix} needs the extra `export`: run it with `uv run --extra export`")
 
 
-def _notes(take: Take, motion: Motion, asked: Request, curves: Curves | None, meshes: Sequence[MorphMesh]) -> list[str]:
+def _notes(take: Take, motion: Motion, asked: Request, curves: Curves | None, kept: Kept | None) -> list[str]:
     notes = []
     if not math.isclose(take.fps, motion.fps):
         notes.append(f"retimed: {motion.n_frames} frames at {motion.fps:.6g} a second became {take.n_keys} keys")
@@ -275,12 +280,9 @@ def _notes(take: Take, motion: Motion, asked: Request, curves: Curves | None, me
             f"ARKit curves (basis: {curves.source}): points are off by {1000 * curves.total_residual_m:.2f} mm (root "
             "mean square); gaze, tongue and what else 68 points cannot see is 0"
         )
-    if asked.key_error_mm:
-        from common.export.keys import face_keys, head_keys
-
-        error_m = asked.key_error_mm / 1000
-        face, head = len(face_keys(take, error_m, meshes)), len(head_keys(take, error_m))
-        notes.append(f"keys: {face} for the face and {head} for the head stay within {asked.key_error_mm:g} mm")
+    if asked.key_error_mm and kept:
+        n_face, n_head = len(kept.face), len(kept.head)
+        notes.append(f"keys: {n_face} for the face and {n_head} for the head stay within {asked.key_error_mm:g} mm")
     return notes
 
 

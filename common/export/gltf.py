@@ -30,7 +30,7 @@ from common.export.gltf_file import (
     extras,
     local_matrices,
 )
-from common.export.keys import face_keys, head_keys
+from common.export.keys import Kept, kept
 from common.export.morphs import MorphMesh
 from common.export.points import POINT_NAMES
 from common.export.take import Take, plain_header
@@ -60,13 +60,13 @@ _SKIN = {
 }
 
 
-def write(path: Path, take: Take, meshes: Sequence[MorphMesh], key_error_m: float = 0.0) -> None:
+def write(path: Path, take: Take, meshes: Sequence[MorphMesh], keys: Kept | None = None) -> None:
     """Write a .glb of the take's head and meshes, key k at k / fps seconds.
 
-    key_error_m: how far any point may be off between keys that are left out; 0 leaves none out. Raises InputError
+    keys: those that are written (`common.export.keys.kept`), by default all of them. Raises InputError
     where the take is more than the format can hold: 4 GiB, or times that float32 can't tell apart.
     """
-    document, binary = _document(take, meshes, key_error_m)
+    document, binary = _document(take, meshes, keys or kept(take, 0.0))
     text = json.dumps(document, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
     text += b" " * (-len(text) % 4)
     n_bytes = 12 + 8 + len(text) + 8 + binary.n_bytes
@@ -135,15 +135,14 @@ class _Binary:
         return len(self.accessors) - 1
 
 
-def _document(take: Take, meshes: Sequence[MorphMesh], key_error_m: float) -> tuple[dict[str, Any], _Binary]:
+def _document(take: Take, meshes: Sequence[MorphMesh], keys: Kept) -> tuple[dict[str, Any], _Binary]:
     """The file's JSON and what goes into its binary chunk."""
     binary, animation = _Binary(), _Animation(take.time_s)
     quaternion = take.quaternion
-    kept = head_keys(take, key_error_m)
-    animation.add(binary, 0, "rotation", kept, quaternion, "VEC4")
-    animation.add(binary, 0, "translation", kept, take.position, "VEC3")
+    animation.add(binary, 0, "rotation", keys.head, quaternion, "VEC4")
+    animation.add(binary, 0, "translation", keys.head, take.position, "VEC3")
     for node, mesh in enumerate(meshes, start=1):
-        animation.add(binary, node, "weights", face_keys(take, key_error_m, [mesh]), mesh.weights, "SCALAR")
+        animation.add(binary, node, "weights", keys.face, mesh.weights, "SCALAR")
     head = {
         "name": "head",
         "rotation": quaternion[0].tolist(),

@@ -8,6 +8,7 @@ of a posed point add up to no more than the whole, each track with keys of its o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import numpy as np
 from scipy.spatial.transform import Rotation
@@ -17,6 +18,20 @@ from common.export.take import Take
 
 MOST_TURN = np.cos(np.pi / 8)  # of a head where keys are left out: 45 degrees, as the cosine of half of that
 IsWithin = Callable[[int, int], bool]
+
+
+class Kept(NamedTuple):
+    """The keys that a file has: numbers [n], int64, rising, of the face's and of the head's."""
+
+    face: np.ndarray
+    head: np.ndarray
+
+
+def kept(take: Take, error_m: float, meshes: Iterable[MorphMesh] = ()) -> Kept:
+    """Keys between which no point of the take, and no vertex of the meshes, is off by more; 0 keeps all of them."""
+    if error_m == 0:
+        return Kept(np.arange(take.n_keys), np.arange(take.n_keys))
+    return Kept(face_keys(take, error_m, meshes), head_keys(take, error_m))
 
 
 def face_keys(take: Take, error_m: float, meshes: Iterable[MorphMesh] = ()) -> np.ndarray:

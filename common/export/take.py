@@ -21,6 +21,7 @@ import torch
 from scipy.interpolate import make_interp_spline
 from scipy.spatial.transform import Rotation, Slerp
 
+from common.face.model import N_POINTS
 from common.face.pos import Pose
 from common.face.published.assemble import METRES_PER_UNIT  # of every face model, the built-in one too
 from common.motion import Motion, Reference
@@ -211,10 +212,10 @@ class Take:
             rotation=np.asarray(rotation, np.float64),
             position=np.asarray(position, np.float64),
             fps=float(header["fps"]),
-            neutral=np.asarray(named["points_m"], np.float64).reshape(68, 3),
+            neutral=np.asarray(named["points_m"], np.float64).reshape(N_POINTS, 3),
             rest_rotation=np.asarray(named["rotation"], np.float64).reshape(3, 3),
             is_named=reference is not None,
-            mean=np.asarray(header["mean_m"], np.float64).reshape(68, 3),
+            mean=np.asarray(header["mean_m"], np.float64).reshape(N_POINTS, 3),
             camera=Camera((width, height), scale_px, np.asarray(camera["origin_px"], np.float64).reshape(2)),
             model=str(header["model"]),
             convention=str(header["convention"]),

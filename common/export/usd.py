@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from common.export.keys import face_keys, head_keys
+from common.export.keys import Kept, kept
 from common.export.morphs import MorphMesh
 from common.export.take import Take
 
@@ -33,10 +33,10 @@ JOINT = "head"
 _BONE_LENGTH_M = 0.1  # as Blender shows the joint, which knows no length: it would be 1 m
 
 
-def write(path: Path, take: Take, meshes: Sequence[MorphMesh], key_error_m: float = 0.0) -> None:
+def write(path: Path, take: Take, meshes: Sequence[MorphMesh], keys: Kept | None = None) -> None:
     """Write a stage, as text or binary by the suffix of `path`; a file that is there is written over.
 
-    meshes: one or more; key_error_m: keys are left out while that puts no point off by more, 0 keeps all.
+    meshes: one or more; keys: those that are written (`common.export.keys.kept`), by default all of them.
     Raises OSError where the file can't be written.
     """
     from pxr import Tf, Usd, UsdGeom, UsdSkel, Vt
@@ -60,7 +60,7 @@ def write(path: Path, take: Take, meshes: Sequence[MorphMesh], key_error_m: floa
     layer = stage.GetRootLayer()
     layer.documentation = "A face's performance, written by Duet"
     layer.customLayerData = {"duet": json.dumps(take.header(), ensure_ascii=False, separators=(",", ":"))}
-    _add_samples(layer, animation, take, meshes, weights, key_error_m)
+    _add_samples(layer, animation, take, weights, keys or kept(take, 0.0))
     try:
         is_written = layer.Export(str(path))
     except Tf.ErrorException as error:
@@ -120,14 +120,7 @@ def _mesh(stage: Usd.Stage, mesh: MorphMesh, names: Sequence[str], skeleton: Usd
         targets.AddTarget(target.GetPath())
 
 
-def _add_samples(
-    layer: Sdf.Layer,
-    animation: UsdSkel.Animation,
-    take: Take,
-    meshes: Sequence[MorphMesh],
-    weights: np.ndarray,
-    key_error_m: float,
-) -> None:
+def _add_samples(layer: Sdf.Layer, animation: UsdSkel.Animation, take: Take, weights: np.ndarray, keys: Kept) -> None:
     """The keys of the head and of the blend shapes (weights: [T, K] float32), which may be different ones."""
     from pxr import Gf, Sdf, Vt
 
@@ -136,11 +129,11 @@ def _add_samples(
     shapes = animation.CreateBlendShapeWeightsAttr().GetPath()
     quaternion = take.quaternion.tolist()
     with Sdf.ChangeBlock():  # one notice instead of one per key
-        for key in head_keys(take, key_error_m).tolist():
+        for key in keys.head.tolist():
             x, y, z, w = quaternion[key]
             layer.SetTimeSample(rotations, key, Vt.QuatfArray([Gf.Quatf(w, x, y, z)]))
             layer.SetTimeSample(translations, key, Vt.Vec3fArray([Gf.Vec3f(*take.position[key].tolist())]))
-        for key in face_keys(take, key_error_m, meshes).tolist():
+        for key in keys.face.tolist():
             layer.SetTimeSample(shapes, key, Vt.FloatArray.FromNumpy(weights[key]))
 
 

@@ -17,7 +17,7 @@ CHANNELS = (
     (NOSE[:4], NOSE[4:], (*LEFT_EYE, LEFT_EYE[0]), (*RIGHT_EYE, RIGHT_EYE[0])),
     ((*OUTER_LIP, OUTER_LIP[0]), (*INNER_LIP, INNER_LIP[0])),
 )
-_COLOURS = ((255, 176, 0), (100, 220, 255), (255, 64, 128))  # told apart by the colour-blind too
+COLOURS = ((255, 176, 0), (100, 220, 255), (255, 64, 128))  # told apart by the colour-blind too
 _SUPERSAMPLING = 4
 
 
@@ -50,7 +50,7 @@ def overlay(frame: np.ndarray, points: Tensor) -> np.ndarray:
     picture = Image.fromarray(frame)
     pen = ImageDraw.Draw(picture)
     face = [(float(x), float(y)) for x, y in points[:, :2].tolist()]
-    for lines, colour in zip(CHANNELS, _COLOURS, strict=True):
+    for lines, colour in zip(CHANNELS, COLOURS, strict=True):
         for line in lines:
             for start, end in pairwise(line):
                 pen.line([face[start], face[end]], fill=colour, width=1)

@@ -11,6 +11,7 @@ import numpy as np
 
 from common.export import gltf
 from common.export.arkit import solve
+from common.export.keys import kept
 from common.export.morphs import EXACT_M, MorphMesh, landmark_mesh
 from common.export.take import Take
 
@@ -21,7 +22,8 @@ Document = dict[str, Any]
 
 def written(folder: Path, take: Take, *more: MorphMesh, key_error_m: float = 0.0) -> Path:
     path = folder / "take.glb"
-    gltf.write(path, take, [landmark_mesh(take, solve(take)), *more], key_error_m)
+    meshes = [landmark_mesh(take, solve(take)), *more]
+    gltf.write(path, take, meshes, kept(take, key_error_m, meshes))
     return path
 
 

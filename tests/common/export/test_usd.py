@@ -13,6 +13,7 @@ from scipy.spatial.transform import Rotation
 
 from common.export import usd
 from common.export.arkit import solve
+from common.export.keys import kept
 from common.export.morphs import EXACT_M, MorphMesh, landmark_mesh
 from common.export.points import POINT_NAMES
 from common.export.take import Take
@@ -129,7 +130,7 @@ def test_ten_thousand_keys(tmp_path: Path) -> None:
 def test_left_out_keys_stay_within_the_stated_error(tmp_path: Path) -> None:
     take, error_m = smooth_take(200, fps=240.0), 1e-3
     mesh = landmark_mesh(take, solve(take))
-    usd.write(tmp_path / "take.usda", take, [mesh], error_m)
+    usd.write(tmp_path / "take.usda", take, [mesh], kept(take, error_m, [mesh]))
     stage = open_stage(tmp_path / "take.usda")
     animation = UsdSkel.Animation.Get(stage, f"{usd.ROOT}/Animation")
     assert animation.GetRotationsAttr().GetNumTimeSamples() < 150
